@@ -1,0 +1,1 @@
+"""The model that travels: every file of this folder is copied beside a pushed checkpoint."""

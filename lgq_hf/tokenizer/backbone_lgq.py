@@ -1,0 +1,126 @@
+"""Encoder and decoder of the LGQ paper (arXiv 2602.16086).
+
+Shapes: B images, H W pixels, h w latent grid (h = H / f), b base width, C latent channels.
+"""
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_lgq import LGQConfig
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups, or one where there are fewer than 32 channels (the published rule); eps 1e-5."""
+    groups = math.gcd(32, channels) if channels >= 32 else 1
+    return nn.GroupNorm(groups, channels)
+
+
+class LGQResnetBlock(GradientCheckpointingLayer):
+    """GroupNorm, SiLU, 3x3 convolution, twice, plus the input: (B, in, H, W) -> (B, out, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = _group_norm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = _group_norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        residual = self.conv1(F.silu(self.norm1(hidden_states)))
+        return hidden_states + self.conv2(F.silu(self.norm2(residual)))
+
+
+class LGQAttentionBlock(GradientCheckpointingLayer):
+    """Self-attention over the h*w grid positions, plus the input: (B, D, h, w) -> (B, D, h, w)."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = math.gcd(num_heads, channels)
+        self.norm = _group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def _heads(self, hidden_states: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, heads, h*w, D/heads)."""
+        return hidden_states.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        normed = self.norm(hidden_states)
+        heads = (self._heads(layer(normed)) for layer in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(*heads).transpose(2, 3)
+        return hidden_states + self.proj(attended.reshape(hidden_states.shape))
+
+
+def _stage(channels: int, config: LGQConfig, *, last: bool) -> nn.ModuleList:
+    """The residual blocks of one resolution; the last resolution has attention behind them."""
+    blocks: list[nn.Module] = [LGQResnetBlock(channels) for _ in range(config.num_res_blocks)]
+    if last and config.bottleneck_attention:
+        blocks.append(LGQAttentionBlock(channels, config.num_attention_heads))
+    return nn.ModuleList(blocks)
+
+
+class LGQEncoder(nn.Module):
+    """`pixel_values` (B, 3, H, W) -> latents (B, C, H/f, W/f).
+
+    A stem convolution, then per stage residual blocks and a strided 4x4 convolution (none after the last), a 1x1
+    convolution to C channels and `emb_norm`, a GroupNorm with gcd(8, C) groups.
+    """
+
+    def __init__(self, config: LGQConfig) -> None:
+        super().__init__()
+        widths = [config.base_channels * m for m in config.channel_multiplier]
+        self.stem = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        last = len(widths) - 1
+        self.stages = nn.ModuleList(_stage(width, config, last=i == last) for i, width in enumerate(widths))
+        self.downsamplers = nn.ModuleList(
+            nn.Conv2d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in zip(widths, widths[1:], strict=False)
+        )
+        self.to_emb = nn.Conv2d(widths[-1], config.latent_channels, 1)
+        self.emb_norm = nn.GroupNorm(math.gcd(8, config.latent_channels), config.latent_channels)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        hidden_states = self.stem(pixel_values)
+        for i, stage in enumerate(self.stages):
+            if i > 0:
+                hidden_states = self.downsamplers[i - 1](hidden_states)
+            for block in stage:
+                hidden_states = block(hidden_states)
+        return self.emb_norm(self.to_emb(hidden_states))
+
+
+class LGQDecoder(nn.Module):
+    """codes (B, C, h, w) -> picture (B, 3, h*f, w*f) in the normalised pixel space of the encoder's input.
+
+    The encoder mirrored, with transposed 4x4 convolutions; no norm and no activation before the last convolution.
+    """
+
+    def __init__(self, config: LGQConfig) -> None:
+        super().__init__()
+        widths = [config.base_channels * m for m in config.channel_multiplier]
+        if config.legacy_decoder:
+            widths[1:] = [max(32, config.latent_channels)] * (len(widths) - 1)
+        widths.reverse()
+        self.from_emb = nn.Conv2d(config.latent_channels, widths[0], 1)
+        self.stages = nn.ModuleList(_stage(width, config, last=i == 0) for i, width in enumerate(widths))
+        self.upsamplers = nn.ModuleList(
+            nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1)
+            for coarse, fine in zip(widths, widths[1:], strict=False)
+        )
+        self.out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        hidden_states = self.from_emb(codes)
+        for i, stage in enumerate(self.stages):
+            if i > 0:
+                hidden_states = self.upsamplers[i - 1](hidden_states)
+            for block in stage:
+                hidden_states = block(hidden_states)
+        return self.out(hidden_states)
+
+
+__all__ = ["LGQDecoder", "LGQEncoder"]

@@ -1,0 +1,215 @@
+"""Learnable Geometric Quantization (arXiv 2602.16086).
+
+Shapes: N rows, C channels, K codes, L levels of one channel.
+
+The straight-through estimators differ in what the decoder's gradient v at the codes does (q~ = sum_k p_k c_k):
+
+    soft      published. Forward the hard code, backward the soft average: x gets (dq~/dx)^T v with
+              dq~/dx = (2/tau) Cov_p[c], the centers get (dq~/dc)^T v. Where p is nearly one-hot the covariance
+              vanishes, and the encoder learns nothing from the decoder: on layer-normalised random latents (C = 64,
+              K = 16384 codes drawn from them), the gain ||J^T v|| / ||v|| per token is {gain_tau1} in the median at
+              tau = 1 and {gain_tau01} at tau = 0.1.
+    identity  x gets v unchanged, as in VQ-VAE; the centers still get (dq~/dc)^T v, with x held fixed.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .assignment import SoftAssignment, nearest_code, soft_assign
+from .codebook_init import initial_centers
+from .configuration_lgq import LGQConfig
+from .quantizer_base import (
+    Quantizer,
+    RowsOutput,
+    entropy_perplexity,
+    hard_usage,
+    mean_over_ranks,
+    straight_through,
+)
+
+
+class _LGQBase(Quantizer):
+    """What the vector and the scalar form share: temperature, weights of the loss terms, estimator."""
+
+    temperature: Tensor
+
+    def __init__(self, config: LGQConfig) -> None:
+        super().__init__()
+        self.code_dim = config.quantizer_dim
+        self.codebook_size = config.codebook_size
+        self.tokens_per_position = config.tokens_per_position
+        self.distance = config.distance
+        self.identity = config.straight_through == "identity"
+        self.commitment_weight = config.commitment_weight
+        self.lambda_peak = config.lambda_peak
+        self.lambda_usage = config.lambda_usage
+        self.lambda_floor = config.lambda_floor
+        self.min_perplexity = config.min_perplexity
+        self.register_buffer("temperature", torch.tensor(float(config.temperature)))
+
+    def set_temperature(self, temperature: float) -> None:
+        """Sets tau, the softmax temperature in training (tokens do not depend on it); `ValueError` unless positive."""
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature.fill_(temperature)
+
+    def _soft_assign(self, x: Tensor, centers: Tensor, widths: Tensor | None) -> SoftAssignment:
+        return soft_assign(
+            x, centers, self.temperature, widths_K=widths, distance=self.distance, hold_x=self.identity
+        )
+
+    def _straight_through(self, x: Tensor, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes with their gradient, and the squared error per entry of the quantization term."""
+        if not self.identity:
+            codes = straight_through(hard, soft)
+            return codes, (codes - x).square()
+        to_centers = straight_through(hard, soft)
+        codes = straight_through(hard, x + soft)
+        error = (to_centers - x.detach()).square()
+        return codes, error + self.commitment_weight * (x - hard.detach()).square()
+
+    def _result(
+        self, codes_NC: Tensor, tokens: Tensor, *, quantization: Tensor, peak: Tensor, usage: Tensor, soft_perplexity: Tensor
+    ) -> RowsOutput:
+        """Weighs the terms of the loss and collects the statistics of one training step."""
+        floor = F.relu(self.min_perplexity - soft_perplexity).square()
+        loss = quantization + self.lambda_peak * peak + self.lambda_usage * usage + self.lambda_floor * floor
+        hard_K = hard_usage(tokens.flatten(), self.codebook_size)
+        statistics = {
+            "quantization_loss": quantization.detach(),
+            "peak_loss": peak.detach(),
+            "usage_loss": usage.detach(),
+            "floor_loss": floor.detach(),
+            "soft_perplexity": soft_perplexity.detach(),
+            "perplexity": entropy_perplexity(hard_K),
+            "codebook_usage": (hard_K > 0).float().mean(),
+        }
+        return RowsOutput(codes_NC, tokens, loss, statistics)
+
+
+class LGQVectorQuantizer(_LGQBase):
+    """One codebook of K codes over the whole latent vector: the paper's form.
+
+    Loss: mean (z - x)^2 + lambda_peak mean relu(1 - sum_k p^2) + lambda_usage K sum_k u_k^2
+    + lambda_floor relu(min_perplexity - exp(H(u)))^2, with u the mean of p over the batch and all ranks.
+    """
+
+    def __init__(self, config: LGQConfig) -> None:
+        super().__init__(config)
+        self.centers = nn.Parameter(torch.empty(self.codebook_size, self.code_dim))
+        self.alpha = nn.Parameter(torch.empty(self.codebook_size)) if config.learn_widths else None
+
+    @property
+    def widths(self) -> Tensor | None:
+        """(K,) positive widths softplus(alpha) + 1e-6, or `None`."""
+        return None if self.alpha is None else F.softplus(self.alpha) + 1e-6
+
+    @torch.no_grad()
+    def init_from(self, latents: Tensor, method: str = "random", generator: torch.Generator | None = None) -> None:
+        """Places the centers according to latents (B, C, h, w): see [`initial_centers`] for methods and errors."""
+        x_NC = self.to_rows(latents)
+        self.centers.copy_(initial_centers(x_NC, self.codebook_size, method, generator))
+
+    def assign_rows(self, x_NC: Tensor) -> Tensor:
+        return nearest_code(x_NC, self.centers, widths_K=self.widths, distance=self.distance)
+
+    def lookup_rows(self, tokens_N: Tensor) -> Tensor:
+        return F.embedding(tokens_N, self.centers)
+
+    def train_rows(self, x_NC: Tensor) -> RowsOutput:
+        assigned = self._soft_assign(x_NC, self.centers, self.widths)
+        codes_NC, error_NC = self._straight_through(x_NC, self.centers[assigned.index_N], assigned.soft_codes_NC)
+        usage_K = mean_over_ranks(assigned.usage_K)
+        return self._result(
+            codes_NC,
+            assigned.index_N,
+            quantization=error_NC.mean(),
+            peak=F.relu(1 - assigned.peak_N).mean(),
+            usage=self.codebook_size * usage_K.square().sum(),
+            soft_perplexity=entropy_perplexity(usage_K),
+        )
+
+
+class LGQScalarQuantizer(_LGQBase):
+    """Scalar bins: every channel has its own table of levels.
+
+    `"per_channel"`: K bins for each channel and one token per channel. Its usage term is summed over channels and the
+    others are averaged, as published.
+    `"product"`: `levels[c]` bins for channel c; the token is sum_c bin_c * stride_c, last channel fastest. All terms
+    are averaged over channels, and the floor compares the product of the channels' soft perplexities.
+    """
+
+    strides: Tensor
+
+    def __init__(self, config: LGQConfig) -> None:
+        super().__init__(config)
+        self.product = config.codebook_mode == "product"
+        self.levels = list(config.levels or [self.codebook_size] * self.code_dim)
+        # rows shorter than the longest are padded with zeros that are never looked up
+        self.centers = nn.Parameter(torch.empty(self.code_dim, max(self.levels)))
+        self.alpha = nn.Parameter(torch.empty(self.code_dim, self.codebook_size)) if config.learn_widths else None
+
+    def _channels(self, x_NC: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Per channel: values (N, 1), bins (L, 1) and widths (L,) or `None`."""
+        widths = [None] * self.code_dim if self.alpha is None else list(F.softplus(self.alpha) + 1e-6)
+        bins = [row[:level, None] for row, level in zip(self.centers, self.levels, strict=True)]
+        return list(zip(x_NC.split(1, dim=1), bins, widths, strict=True))
+
+    @torch.no_grad()
+    def init_from(self, latents: Tensor, method: str = "uniform", generator: torch.Generator | None = None) -> None:
+        """Places each channel's bins according to latents (B, C, h, w): `"uniform"` (published) spaces them equally."""
+        x_NC = self.to_rows(latents)
+        self.centers.zero_()
+        for channel, (column, level) in enumerate(zip(x_NC.split(1, dim=1), self.levels, strict=True)):
+            self.centers[channel, :level] = initial_centers(column, level, method, generator)[:, 0]
+
+    def _to_tokens(self, bins_NC: Tensor) -> Tensor:
+        if not self.product:
+            return bins_NC
+        tokens = bins_NC[:, 0]
+        for channel in range(1, self.code_dim):
+            tokens = tokens * self.levels[channel] + bins_NC[:, channel]
+        return tokens
+
+    def _to_bins(self, tokens: Tensor) -> Tensor:
+        if not self.product:
+            return tokens
+        bins = []
+        for level in reversed(self.levels):
+            bins.append(tokens % level)
+            tokens = tokens // level
+        return torch.stack(bins[::-1], dim=1)
+
+    def assign_rows(self, x_NC: Tensor) -> Tensor:
+        bins = [nearest_code(x, bins, widths_K=widths) for x, bins, widths in self._channels(x_NC)]
+        return self._to_tokens(torch.stack(bins, dim=1))
+
+    def lookup_rows(self, tokens_N: Tensor) -> Tensor:
+        return self.centers.gather(1, self._to_bins(tokens_N).T).T
+
+    def train_rows(self, x_NC: Tensor) -> RowsOutput:
+        parts = [self._soft_assign(*channel) for channel in self._channels(x_NC)]
+        bins_NC = torch.stack([assigned.index_N for assigned in parts], dim=1)
+        hard_NC = self.centers.gather(1, bins_NC.T).T
+        soft_NC = torch.cat([assigned.soft_codes_NC for assigned in parts], dim=1)
+        codes_NC, error_NC = self._straight_through(x_NC, hard_NC, soft_NC)
+        usages = [mean_over_ranks(assigned.usage_K) for assigned in parts]
+        perplexities_C = torch.stack([entropy_perplexity(usage) for usage in usages])
+        usage_C = torch.stack([usage.shape[0] * usage.square().sum() for usage in usages])
+        return self._result(
+            codes_NC,
+            self._to_tokens(bins_NC),
+            quantization=error_NC.mean(),
+            peak=torch.stack([F.relu(1 - assigned.peak_N).mean() for assigned in parts]).mean(),
+            usage=usage_C.mean() if self.product else usage_C.sum(),
+            soft_perplexity=perplexities_C.prod() if self.product else perplexities_C.mean(),
+        )
+
+
+def build_lgq_quantizer(config: LGQConfig) -> Quantizer:
+    """The vector or the scalar form, by `config.codebook_mode`."""
+    return LGQVectorQuantizer(config) if config.codebook_mode == "vector" else LGQScalarQuantizer(config)
+
+
+__all__ = ["LGQScalarQuantizer", "LGQVectorQuantizer", "build_lgq_quantizer"]
