@@ -1,0 +1,1 @@
+"""Training of tokenizers, run from a checkout."""

@@ -4,7 +4,9 @@ Shapes: B images, H W pixels, f downsampling factor, h = H / f and w = W / f, C 
 """
 
 import math
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,11 @@ from .quantizer_lgq import LGQScalarQuantizer, LGQVectorQuantizer, build_lgq_qua
 
 BACKBONES = {"lgq": (LGQEncoder, LGQDecoder)}
 QUANTIZERS = {"lgq": build_lgq_quantizer}
+
+
+def _shorten(names: list[str], limit: int = 8) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @dataclass
@@ -75,6 +82,45 @@ class LGQPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LGQResnetBlock", "LGQAttentionBlock", "LGQVectorQuantizer", "LGQScalarQuantizer"]
     _keep_in_fp32_modules_strict = ["quantizer"]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As `PreTrainedModel.from_pretrained`, for a checkpoint that fills the model exactly.
+
+        transformers only warns about tensors that are missing (and fills them at random) or that nothing uses.
+
+        Raises:
+            ValueError: where a tensor is missing, unexpected or (without `ignore_mismatched_sizes`) of another shape.
+        """
+        # mismatches are let through here because transformers names them in its log alone
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **kwargs,
+        )
+        found = {"missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"])}
+        if not ignore_mismatched_sizes:
+            found["of another shape"] = [
+                f"{name} {tuple(saved)} where the model has {tuple(expected)}"
+                for name, saved, expected in sorted(info["mismatched_keys"])
+            ]
+        problems = [f"{len(names)} {what}: {_shorten(names)}" for what, names in found.items() if names]
+        if problems:
+            raise ValueError(
+                f"the weights in '{pretrained_model_name_or_path}' do not fit the {cls.__name__} of their config. "
+                f"Tensors {'; '.join(problems)}. Nothing was loaded: take config.json and weights from one "
+                "save_pretrained, and convert checkpoints of other programs first"
+            )
+        return (model, info) if output_loading_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -142,6 +188,7 @@ class LGQModel(LGQPreTrainedModel):
         Raises:
             ValueError: for another rank, channel count or dtype, a size that the factor does not divide, or (in
                 evaluation mode) pixels that are NaN or infinite.
+            TypeError: for pixels that are not a tensor.
         """
         latents = self.latents(pixel_values)
         quantized = self.quantizer(latents)
@@ -164,15 +211,17 @@ class LGQModel(LGQPreTrainedModel):
             [`LGQDecoderOutput`] with `decoded_pixel_values` (B, 3, h*f, w*f).
 
         Raises:
-            ValueError: for a wrong rank, tokens that are not integers, or tokens outside [0, K).
+            ValueError: for a wrong rank, an empty grid, tokens that are not integers, or tokens outside [0, K).
+            TypeError: for tokens that are not a tensor.
         """
         return self.decode_codes(self.quantizer.codes_from_tokens(image_tokens))
 
     @run_offload_hook
     def decode_codes(self, codes: Tensor) -> LGQDecoderOutput:
         """As `decode`, from codes (B, C, h, w) such as `quantized_last_hidden_state`; gradients pass through."""
-        if codes.ndim != 4 or codes.shape[1] != self.config.quantizer_dim:
-            raise ValueError(f"expected codes (B, {self.config.quantizer_dim}, h, w), got shape {tuple(codes.shape)}")
+        dim = self.config.quantizer_dim
+        if codes.ndim != 4 or codes.shape[1] != dim or 0 in codes.shape[2:]:
+            raise ValueError(f"expected codes (B, {dim}, h, w), h and w not 0, got shape {tuple(codes.shape)}")
         hidden_states = codes.to(self.dtype)
         if self.config.code_dim is not None:
             hidden_states = self.post_quant(hidden_states)
@@ -193,6 +242,11 @@ class LGQModel(LGQPreTrainedModel):
         )
 
     def _check_pixels(self, pixel_values: Tensor) -> None:
+        if not isinstance(pixel_values, Tensor):
+            raise TypeError(
+                f"expected pixel_values as a tensor, got {type(pixel_values).__name__}: the image processor returns "
+                "one with return_tensors='pt'"
+            )
         channels, factor = self.config.in_channels, self.config.spatial_downsample_factor
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(f"expected pixel_values (B, {channels}, H, W), got shape {tuple(pixel_values.shape)}")

@@ -44,12 +44,12 @@ def run_offload_hook(method: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(method)
-    def with_hook(self: nn.Module, *args: Any) -> Any:
+    def with_hook(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         hook = getattr(self, "_hf_hook", None)
         if hook is None:
-            return method(self, *args)
-        args, _ = hook.pre_forward(self, *args)
-        return hook.post_forward(self, method(self, *args))
+            return method(self, *args, **kwargs)
+        args, kwargs = hook.pre_forward(self, *args, **kwargs)
+        return hook.post_forward(self, method(self, *args, **kwargs))
 
     return with_hook
 
@@ -122,6 +122,8 @@ class Quantizer(nn.Module):
 
     def check_tokens(self, image_tokens: Tensor) -> None:
         """Refuses tokens that this quantizer cannot have made (`ValueError`); nothing is clipped."""
+        if not isinstance(image_tokens, Tensor):
+            raise TypeError(f"expected image_tokens as a tensor, got {type(image_tokens).__name__}: use torch.tensor")
         groups = () if self.tokens_per_position == 1 else (self.tokens_per_position,)
         if image_tokens.ndim != 3 + len(groups) or tuple(image_tokens.shape[3:]) != groups:
             expected = ", ".join(["B", "h", "w", *map(str, groups)])

@@ -1,0 +1,1 @@
+"""Foreign checkpoints to lgq_hf models: strict both ways."""

@@ -1,0 +1,106 @@
+"""Reads the arguments of `lgq` and runs one command. torch is imported by the commands, after the arguments are read."""
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from lgq_hf._version import __version__
+
+EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 128 + signal.SIGINT
+EXIT_STATUS = "Exit status: 0 all done, 1 some pictures failed (listed at the end), 2 wrong usage or nothing done."
+
+
+def _size(text: str) -> int:
+    size = int(text) if text.isdecimal() else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels, 1 or more, got {text!r}")
+    return size
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `lgq`; the command's name is in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="lgq", description="LGQ image tokenizer: pictures to tokens and back.", epilog=EXIT_STATUS
+    )
+    parser.add_argument("--version", action="version", version=f"lgq_hf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    pictures = argparse.ArgumentParser(add_help=False)
+    pictures.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder (searched recursively) or glob")
+    pictures.add_argument(
+        "--size", type=_size, metavar="N", help="resize the shorter side to N pixels and crop the middle N x N"
+    )
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", metavar="PATH_OR_REPO", help="checkpoint folder or Hub repository (default: built in)")
+    model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+
+    encode = commands.add_parser("encode", parents=[pictures, model], help="pictures to a token file", epilog=EXIT_STATUS)
+    encode.add_argument("-o", "--output", required=True, metavar="FILE", help="token file: .safetensors or .npz")
+    decode = commands.add_parser("decode", parents=[model], help="a token file to PNG pictures", epilog=EXIT_STATUS)
+    decode.add_argument("tokens", metavar="TOKENS", help="token file that `lgq encode` wrote")
+    decode.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the pictures")
+    reconstruct = commands.add_parser(
+        "reconstruct",
+        parents=[pictures, model],
+        help="originals and reconstructions side by side, with PSNR",
+        epilog=EXIT_STATUS,
+    )
+    reconstruct.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write: .png")
+    info = commands.add_parser("info", help="what a checkpoint is and what its tokens cost", epilog=EXIT_STATUS)
+    info.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository (default: built in)")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the block by SystemExit, so that temporary files are removed on the way out."""
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `lgq` with arguments `argv` (default: the process's own) and returns its exit status.
+
+    0: all done. 1: some pictures failed. 2: wrong usage, nothing to do or a model that cannot be loaded. 130 and 143:
+    stopped by Ctrl-C and by SIGTERM. Errors that a user can cause are printed as one line on stderr.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end the work
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        args = build_parser().parse_args(argv)
+        with _stop_on_sigterm():
+            return int(importlib.import_module(f"lgq_hf.cli.{args.command}").run(args))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("lgq: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `lgq info | head`: nobody reads on; Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNUSABLE
+    except (ValueError, OSError) as error:
+        print(f"lgq: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Finding the pictures that the user means, and opening one of them safely."""
+
+import errno
+import glob
+import os
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# What a folder is searched for. A file that is named by itself is opened whatever its suffix.
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif"}
+    | {".tiff", ".webp"}
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to work on: its path as the user would write it, and its unique name with '/' between folders."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    path: Path
+    depth: int  # how many of the path's last parts make the name
+
+
+def find_pictures(
+    inputs: Sequence[str], leave_out: Path | None = None
+) -> tuple[list[Source], list[tuple[str, str]]]:
+    """The pictures that files, folders and globs stand for, in the order given, each once.
+
+    A folder is searched recursively for the suffixes of `SUFFIXES`, in sorted order, without hidden files and without
+    following links to folders; `leave_out` (a former output) is passed over. Names are relative to the input folder,
+    or to the part of a glob before its first wildcard; where two would be equal, folders above are added. A file that
+    does not exist is returned as well: opening it tells.
+
+    Returns:
+        The pictures, and (input, reason) for each folder or glob that holds none or cannot be searched.
+
+    Raises:
+        ValueError: there is nothing to do, because no input stands for any picture.
+    """
+    found: dict[str, _Found] = {}
+    failures: list[tuple[str, str]] = []
+    for text in inputs:
+        path, above = Path(text), Path(text).parent
+        matches = [path]
+        if not os.path.lexists(path) and glob.has_magic(text):
+            matches, above = [Path(match) for match in sorted(glob.glob(text, recursive=True))], _glob_root(path)
+            if not matches:
+                failures.append((text, "no file matches"))
+        for match in matches:
+            if not match.is_dir():
+                _add(found, match, above)
+                continue
+            pictures = list(_search(match, leave_out, failures))
+            for picture in pictures:
+                _add(found, picture, match if match == path else above)
+            if not pictures and match == path:
+                failures.append((text, "no pictures in this folder"))
+    if not found:
+        raise ValueError("nothing to do: " + "; ".join(f"{text}: {reason}" for text, reason in failures))
+    names = _unique_names([(Path(key), one.depth) for key, one in found.items()])
+    return [Source(one.path, name) for one, name in zip(found.values(), names, strict=True)], failures
+
+
+def _add(found: dict[str, _Found], path: Path, above: Path) -> None:
+    key = os.path.abspath(path)
+    depth = len(Path(key).parts) - len(Path(os.path.abspath(above)).parts)
+    found.setdefault(key, _Found(path, depth))
+
+
+def _glob_root(pattern: Path) -> Path:
+    parts = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return Path(*parts)
+
+
+def _search(folder: Path, leave_out: Path | None, failures: list[tuple[str, str]]) -> Iterator[Path]:
+    """Pictures below `folder` by suffix; a folder that cannot be read is noted in `failures`."""
+
+    def note(error: OSError) -> None:
+        failures.append((str(error.filename), reason_of(error)))
+
+    left_out = leave_out and os.path.abspath(leave_out)
+    for place, folders, files in os.walk(folder, onerror=note):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(place, name)
+            if not name.startswith(".") and path.suffix.lower() in SUFFIXES and os.path.abspath(path) != left_out:
+                yield path
+
+
+def _unique_names(paths: Sequence[tuple[Path, int]]) -> list[str]:
+    """The last `depth` parts of each path, and as many more as it takes to tell them apart."""
+    depths = [depth for _, depth in paths]
+    while True:
+        names = ["/".join(path.parts[1:][-depth:]) for (path, _), depth in zip(paths, depths, strict=True)]
+        counts = Counter(names)
+        if len(counts) == len(names):
+            return names
+        depths = [depth + (counts[name] > 1) for depth, name in zip(depths, names, strict=True)]
+
+
+def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
+    """Reads a picture to its end and turns it upright as its EXIF orientation says.
+
+    Returns:
+        The picture, of any mode, and what Pillow warned of (a damaged EXIF block, for example).
+
+    Raises:
+        ValueError: the file is missing, forbidden, no regular file, no image, truncated, damaged, or has more pixels
+            than `PIL.Image.MAX_IMAGE_PIXELS`; the message is one line without the path.
+    """
+    try:
+        with warnings.catch_warnings(record=True) as caught, path.open("rb") as stream:
+            warnings.simplefilter("always")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("not a regular file")
+            if not status.st_size:
+                raise ValueError("empty file")
+            with Image.open(stream) as image:
+                upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's readers meet hostile bytes with errors of every type
+        raise ValueError(reason_of(error)) from error
+    return upright, [str(warning.message) for warning in caught]
+
+
+def reason_of(error: Exception) -> str:
+    """Why a picture could not be read, in one line."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that can be read, or damaged in its header"
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return f"decompression bomb: more than {Image.MAX_IMAGE_PIXELS} pixels ({text})"
+    if isinstance(error, MemoryError):
+        return "not enough memory to read it"
+    if isinstance(error, OSError) and error.errno is not None:
+        words = {errno.ENOENT: "no such file", errno.EACCES: "permission denied", errno.EPERM: "permission denied"}
+        return words.get(error.errno, os.strerror(error.errno))
+    if isinstance(error, OSError) and "truncated" in text:
+        return f"truncated: {text}"
+    if type(error) is ValueError and not isinstance(error.__cause__, Exception) and text in ("empty file", "not a regular file"):
+        return text
+    return f"damaged: {text or type(error).__name__}"
+
+
+__all__ = ["SUFFIXES", "Source", "find_pictures", "open_picture", "reason_of"]
