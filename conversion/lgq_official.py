@@ -1,7 +1,7 @@
 """Checkpoints of the LGQ paper's own trainer (KurbanIntelligenceLab/LGQ) to [`LGQModel`].
 
-    config, state_dict = convert(torch.load("latest_model.pt", weights_only=True))
-    model = LGQModel(config); model.load_state_dict(state_dict)
+config, state_dict = convert(torch.load("latest_model.pt", weights_only=True))
+model = LGQModel(config); model.load_state_dict(state_dict)
 """
 
 import math

@@ -12,8 +12,6 @@ from .tokenizer.configuration_lgq import LGQConfig
 from .tokenizer.image_processing_lgq import LGQImageProcessor
 from .tokenizer.modeling_lgq import LGQDecoderOutput, LGQEncoderOutput, LGQModel, LGQOutput
 
-
-
 # The class itself must not have "Tokenizer" in its name: transformers would save it as a text tokenizer.
 LGQTokenizer = LGQModel
 

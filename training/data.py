@@ -1,4 +1,4 @@
-"""Training pictures: crops that depend only on (seed, epoch, picture), in an order that depends only on (seed, epoch)."""
+"""Training pictures: crops fixed by (seed, epoch, picture), in an order fixed by (seed, epoch)."""
 
 import json
 from collections.abc import Iterator
@@ -54,14 +54,16 @@ class CropDataset(Dataset):
         return {"pixel_values": self.processor(crop, return_tensors="pt")["pixel_values"][0]}
 
     def _crop(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """A crop of `crop` to `max_scale * crop` pixels a side (at most the picture's shorter side), scaled to `crop`."""
+        """A square of `crop` to `max_scale * crop` pixels, at most the shorter side, scaled to `crop`."""
         short = min(picture.size)
         largest = min(short, int(self.crop * self.max_scale))
         side = short if short <= self.crop else int(rng.integers(self.crop, largest + 1))
         left = int(rng.integers(0, picture.width - side + 1))
         top = int(rng.integers(0, picture.height - side + 1))
         box = (left, top, left + side, top + side)
-        picture = picture.crop(box) if side == self.crop else picture.resize((self.crop, self.crop), box=box, resample=3)
+        picture = (
+            picture.crop(box) if side == self.crop else picture.resize((self.crop, self.crop), box=box, resample=3)
+        )
         return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
 
 

@@ -15,7 +15,7 @@ def learning_rate_factor(step: int, *, warmup_steps: int, max_steps: int, final:
 
 
 def temperature_at(step: int, *, start: float, end: float, steps: int, schedule: TemperatureSchedule) -> float:
-    """tau at an optimizer step: from `start` to `end` over `steps`, `end` afterwards (arXiv 2602.16086; per epoch there)."""
+    """tau at an optimizer step: `start` to `end` over `steps`, then `end` (arXiv 2602.16086; per epoch there)."""
     progress = 1.0 if steps <= 1 else min(1.0, step / (steps - 1))
     if schedule == "constant":
         return start

@@ -94,7 +94,9 @@ def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
     fields = {field.name: field for field in dataclasses.fields(Recipe)}
     if unknown := sorted(set(values) - set(fields)):
         raise ValueError(f"unknown keys {unknown} in {path}; known: {sorted(fields)}")
-    required = {name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING}
+    required = {
+        name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING
+    }
     if missing := sorted(required - set(values)):
         raise ValueError(f"{path} lacks {missing}")
     for name, value in values.items():
@@ -205,7 +207,9 @@ def train(recipe: Recipe) -> Path:
     if checkpoint is None:
         init_codebook(model, recipe, processor)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.95))
-    loader = crops(recipe, processor, "train", step * recipe.batch_size * accelerator.num_processes, recipe.num_workers)
+    loader = crops(
+        recipe, processor, "train", step * recipe.batch_size * accelerator.num_processes, recipe.num_workers
+    )
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint))
@@ -266,7 +270,13 @@ def train_step(
     norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    fixed = {"loss": loss.detach(), "l1": l1.detach(), "grad_norm": norm, "temperature": temperature, "lr_factor": factor}
+    fixed = {
+        "loss": loss.detach(),
+        "l1": l1.detach(),
+        "grad_norm": norm,
+        "temperature": temperature,
+        "lr_factor": factor,
+    }
     return {**fixed, **result.statistics}
 
 

@@ -1,4 +1,4 @@
-"""Reads the arguments of `lgq` and runs one command. torch is imported by the commands, after the arguments are read."""
+"""Reads the arguments of `lgq` and runs one command. The commands import torch: here it would slow down `--help`."""
 
 import argparse
 import contextlib
@@ -37,10 +37,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--size", type=_size, metavar="N", help="resize the shorter side to N pixels and crop the middle N x N"
     )
     model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", metavar="PATH_OR_REPO", help="checkpoint folder or Hub repository (default: built in)")
-    model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+    model.add_argument(
+        "--model", metavar="PATH_OR_REPO", help="checkpoint folder or Hub repository (default: built in)"
+    )
+    model.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
 
-    encode = commands.add_parser("encode", parents=[pictures, model], help="pictures to a token file", epilog=EXIT_STATUS)
+    encode = commands.add_parser(
+        "encode", parents=[pictures, model], help="pictures to a token file", epilog=EXIT_STATUS
+    )
     encode.add_argument("-o", "--output", required=True, metavar="FILE", help="token file: .safetensors or .npz")
     decode = commands.add_parser("decode", parents=[model], help="a token file to PNG pictures", epilog=EXIT_STATUS)
     decode.add_argument("tokens", metavar="TOKENS", help="token file that `lgq encode` wrote")
@@ -53,7 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     reconstruct.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write: .png")
     info = commands.add_parser("info", help="what a checkpoint is and what its tokens cost", epilog=EXIT_STATUS)
-    info.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository (default: built in)")
+    info.add_argument(
+        "model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository (default: built in)"
+    )
     info.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -87,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         with _stop_on_sigterm():
-            return int(importlib.import_module(f"lgq_hf.cli.{args.command}").run(args))
+            status = int(importlib.import_module(f"lgq_hf.cli.{args.command}").run(args))
+            sys.stdout.flush()  # here, where an error is caught, and not at exit
+            return status
     except SystemExit as stop:
         return int(stop.code or 0)
     except KeyboardInterrupt:

@@ -33,9 +33,7 @@ class _Found:
     depth: int  # how many of the path's last parts make the name
 
 
-def find_pictures(
-    inputs: Sequence[str], leave_out: Path | None = None
-) -> tuple[list[Source], list[tuple[str, str]]]:
+def find_pictures(inputs: Sequence[str], leave_out: Path | None = None) -> tuple[list[Source], list[tuple[str, str]]]:
     """The pictures that files, folders and globs stand for, in the order given, each once.
 
     A folder is searched recursively for the suffixes of `SUFFIXES`, in sorted order, without hidden files and without
@@ -52,31 +50,35 @@ def find_pictures(
     found: dict[str, _Found] = {}
     failures: list[tuple[str, str]] = []
     for text in inputs:
-        path, above = Path(text), Path(text).parent
-        matches = [path]
-        if not os.path.lexists(path) and glob.has_magic(text):
-            matches, above = [Path(match) for match in sorted(glob.glob(text, recursive=True))], _glob_root(path)
-            if not matches:
-                failures.append((text, "no file matches"))
-        for match in matches:
-            if not match.is_dir():
-                _add(found, match, above)
-                continue
-            pictures = list(_search(match, leave_out, failures))
-            for picture in pictures:
-                _add(found, picture, match if match == path else above)
-            if not pictures and match == path:
-                failures.append((text, "no pictures in this folder"))
+        before = len(failures)
+        pictures = _expand(text, leave_out, failures)
+        if not pictures and len(failures) == before:
+            failures.append((text, "no pictures found"))
+        for one in pictures:
+            found.setdefault(os.path.abspath(one.path), one)
     if not found:
         raise ValueError("nothing to do: " + "; ".join(f"{text}: {reason}" for text, reason in failures))
     names = _unique_names([(Path(key), one.depth) for key, one in found.items()])
     return [Source(one.path, name) for one, name in zip(found.values(), names, strict=True)], failures
 
 
-def _add(found: dict[str, _Found], path: Path, above: Path) -> None:
-    key = os.path.abspath(path)
-    depth = len(Path(key).parts) - len(Path(os.path.abspath(above)).parts)
-    found.setdefault(key, _Found(path, depth))
+def _expand(text: str, leave_out: Path | None, failures: list[tuple[str, str]]) -> list[_Found]:
+    """The pictures of one input."""
+    path = Path(text)
+    if path.is_dir():
+        matches, above = [path], path
+    elif not os.path.lexists(path) and glob.has_magic(text):
+        matches, above = [Path(match) for match in sorted(glob.glob(text, recursive=True))], _glob_root(path)
+    else:
+        matches, above = [path], path.parent
+    pictures: list[Path] = []
+    for match in matches:
+        pictures.extend(_search(match, leave_out, failures) if match.is_dir() else [match])
+    return [_Found(picture, max(1, _depth(picture) - _depth(above))) for picture in pictures]
+
+
+def _depth(path: Path) -> int:
+    return len(Path(os.path.abspath(path)).parts)
 
 
 def _glob_root(pattern: Path) -> Path:
@@ -124,20 +126,28 @@ def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
         ValueError: the file is missing, forbidden, no regular file, no image, truncated, damaged, or has more pixels
             than `PIL.Image.MAX_IMAGE_PIXELS`; the message is one line without the path.
     """
+    _check_file(path)
     try:
-        with warnings.catch_warnings(record=True) as caught, path.open("rb") as stream:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("not a regular file")
-            if not status.st_size:
-                raise ValueError("empty file")
-            with Image.open(stream) as image:
+            with Image.open(path) as image:
                 upright = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers meet hostile bytes with errors of every type
         raise ValueError(reason_of(error)) from error
     return upright, [str(warning.message) for warning in caught]
+
+
+def _check_file(path: Path) -> None:
+    """Refuses what cannot be opened like a file; opening a named pipe would wait for ever."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ValueError(reason_of(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if not status.st_size:
+        raise ValueError("empty file")
 
 
 def reason_of(error: Exception) -> str:
@@ -152,11 +162,9 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         words = {errno.ENOENT: "no such file", errno.EACCES: "permission denied", errno.EPERM: "permission denied"}
         return words.get(error.errno, os.strerror(error.errno))
-    if isinstance(error, OSError) and "truncated" in text:
-        return f"truncated: {text}"
-    if type(error) is ValueError and not isinstance(error.__cause__, Exception) and text in ("empty file", "not a regular file"):
-        return text
-    return f"damaged: {text or type(error).__name__}"
+    if "truncated" in text.lower():  # not all formats' readers say so
+        return "truncated: the file ends before the picture does"
+    return f"damaged or truncated: {text or type(error).__name__}"
 
 
 __all__ = ["SUFFIXES", "Source", "find_pictures", "open_picture", "reason_of"]

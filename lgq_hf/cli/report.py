@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
 
 Item = TypeVar("Item")
 
@@ -18,15 +18,14 @@ def shown(name: str) -> str:
 
 
 class Report:
-    """Collects the pictures that failed; `noun` names what the work is about, in the plural."""
+    """Collects the pictures that failed, and writes lines above the progress bar."""
 
-    def __init__(self, noun: str = "pictures") -> None:
-        self.noun = noun
+    def __init__(self) -> None:
         self.failures: list[tuple[str, str]] = []
 
     def progress(self, items: Sequence[Item], verb: str) -> Iterator[Item]:
         """Yields the items under a progress bar on stderr, if that is a terminal."""
-        yield from tqdm(items, desc=verb, unit=" " + self.noun, disable=None, dynamic_ncols=True)
+        yield from tqdm(items, desc=verb, unit="picture", disable=None, dynamic_ncols=True)
 
     def line(self, text: str) -> None:
         """Prints a line of the result on stdout, above the progress bar."""
@@ -46,15 +45,14 @@ class Report:
         """Ends the block at an error that is this picture's own, and notes it; the work goes on behind the block."""
         try:
             yield
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, BrokenPipeError):
+        except BrokenPipeError:  # nobody reads our lines any more
+            raise
+        except (ValueError, OSError) as error:
+            self.fail(name, (str(error).splitlines() or [type(error).__name__])[0])
+        except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
                 raise
-            if isinstance(error, RuntimeError | MemoryError):
-                if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
-                    raise
-                self.fail(name, "not enough memory for a picture of this size")
-            else:
-                self.fail(name, str(error).splitlines()[0] if str(error) else type(error).__name__)
+            self.fail(name, "not enough memory for a picture of this size")
 
     def finish(self, done: int) -> int:
         """Lists the failures on stderr; returns the exit status, 1 if there are any."""
@@ -62,7 +60,7 @@ class Report:
             return 0
         total = done + len(self.failures)
         lines = [f"  {shown(name)}: {shown(reason)}" for name, reason in self.failures]
-        heading = f"lgq: {len(self.failures)} of {total} {self.noun} failed:"
+        heading = f"lgq: {len(self.failures)} of {total} pictures failed:"
         tqdm.write("\n".join(["", heading, *lines]), file=sys.stderr)
         return 1
 

@@ -3,6 +3,7 @@
 Shapes: B images, H W pixels, h w latent grid (h = H / f), b base width, C latent channels.
 """
 
+import itertools
 import math
 
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class LGQResnetBlock(GradientCheckpointingLayer):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """See the class."""
         residual = self.conv1(F.silu(self.norm1(hidden_states)))
         return hidden_states + self.conv2(F.silu(self.norm2(residual)))
 
@@ -50,6 +52,7 @@ class LGQAttentionBlock(GradientCheckpointingLayer):
         return hidden_states.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """See the class."""
         normed = self.norm(hidden_states)
         heads = (self._heads(layer(normed)) for layer in (self.q, self.k, self.v))
         attended = F.scaled_dot_product_attention(*heads).transpose(2, 3)
@@ -78,12 +81,13 @@ class LGQEncoder(nn.Module):
         last = len(widths) - 1
         self.stages = nn.ModuleList(_stage(width, config, last=i == last) for i, width in enumerate(widths))
         self.downsamplers = nn.ModuleList(
-            nn.Conv2d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in itertools.pairwise(widths)
         )
         self.to_emb = nn.Conv2d(widths[-1], config.latent_channels, 1)
         self.emb_norm = nn.GroupNorm(math.gcd(8, config.latent_channels), config.latent_channels)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """See the class."""
         hidden_states = self.stem(pixel_values)
         for i, stage in enumerate(self.stages):
             if i > 0:
@@ -108,12 +112,12 @@ class LGQDecoder(nn.Module):
         self.from_emb = nn.Conv2d(config.latent_channels, widths[0], 1)
         self.stages = nn.ModuleList(_stage(width, config, last=i == 0) for i, width in enumerate(widths))
         self.upsamplers = nn.ModuleList(
-            nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1)
-            for coarse, fine in zip(widths, widths[1:], strict=False)
+            nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1) for coarse, fine in itertools.pairwise(widths)
         )
         self.out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
 
     def forward(self, codes: Tensor) -> Tensor:
+        """See the class."""
         hidden_states = self.from_emb(codes)
         for i, stage in enumerate(self.stages):
             if i > 0:

@@ -107,7 +107,7 @@ class LGQConfig(PreTrainedConfig):
         if self.code_dim is not None and self.code_dim < 1:
             raise ValueError(f"code_dim must be at least 1 or None, got {self.code_dim}")
         if not self.channel_multiplier or min(self.channel_multiplier) < 1:
-            raise ValueError(f"channel_multiplier needs one positive width per stage, got {self.channel_multiplier}")
+            raise ValueError(f"channel_multiplier needs a positive width per stage, got {self.channel_multiplier}")
 
     def validate_quantizer(self) -> None:
         """Refuses quantizer fields that contradict each other or lie out of range (`ValueError`)."""
@@ -129,8 +129,8 @@ class LGQConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
         if self.straight_through == "soft" and self.commitment_weight != 1:
             raise ValueError(
-                f"commitment_weight={self.commitment_weight} needs straight_through='identity': the soft estimator has "
-                "one term for codes and latents together"
+                f"commitment_weight={self.commitment_weight} needs straight_through='identity': the soft estimator "
+                "has one term for codes and latents together"
             )
 
     def _validate_levels(self) -> None:

@@ -75,6 +75,8 @@ class LGQOutput(ModelOutput):
 
 
 class LGQPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of the model, strict loading, and initial weights."""
+
     config: LGQConfig
     base_model_prefix = "lgq"
     main_input_name = "pixel_values"

@@ -7,8 +7,8 @@ The straight-through estimators differ in what the decoder's gradient v at the c
     soft      published. Forward the hard code, backward the soft average: x gets (dq~/dx)^T v with
               dq~/dx = (2/tau) Cov_p[c], the centers get (dq~/dc)^T v. Where p is nearly one-hot the covariance
               vanishes, and the encoder learns nothing from the decoder: on layer-normalised random latents (C = 64,
-              K = 16384 codes drawn from them), the gain ||J^T v|| / ||v|| per token is {gain_tau1} in the median at
-              tau = 1 and {gain_tau01} at tau = 0.1.
+              K = 16384 codes drawn like them) the median token passes on 1.2 times the decoder's gradient at tau = 1
+              and 4e-09 times at tau = 0.1 (benchmarks/straight_through_gain.py).
     identity  x gets v unchanged, as in VQ-VAE; the centers still get (dq~/dc)^T v, with x held fixed.
 """
 
@@ -55,9 +55,7 @@ class _LGQBase(Quantizer):
         self.temperature.fill_(temperature)
 
     def _soft_assign(self, x: Tensor, centers: Tensor, widths: Tensor | None) -> SoftAssignment:
-        return soft_assign(
-            x, centers, self.temperature, widths_K=widths, distance=self.distance, hold_x=self.identity
-        )
+        return soft_assign(x, centers, self.temperature, widths_K=widths, distance=self.distance, hold_x=self.identity)
 
     def _straight_through(self, x: Tensor, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
         """Codes with their gradient, and the squared error per entry of the quantization term."""
@@ -70,7 +68,14 @@ class _LGQBase(Quantizer):
         return codes, error + self.commitment_weight * (x - hard.detach()).square()
 
     def _result(
-        self, codes_NC: Tensor, tokens: Tensor, *, quantization: Tensor, peak: Tensor, usage: Tensor, soft_perplexity: Tensor
+        self,
+        codes_NC: Tensor,
+        tokens: Tensor,
+        *,
+        quantization: Tensor,
+        peak: Tensor,
+        usage: Tensor,
+        soft_perplexity: Tensor,
     ) -> RowsOutput:
         """Weighs the terms of the loss and collects the statistics of one training step."""
         floor = F.relu(self.min_perplexity - soft_perplexity).square()
@@ -112,12 +117,15 @@ class LGQVectorQuantizer(_LGQBase):
         self.centers.copy_(initial_centers(x_NC, self.codebook_size, method, generator))
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
+        """(N, C) latents -> tokens: the code of the highest logit, at any temperature."""
         return nearest_code(x_NC, self.centers, widths_K=self.widths, distance=self.distance)
 
     def lookup_rows(self, tokens_N: Tensor) -> Tensor:
+        """Tokens -> codes (N, C)."""
         return F.embedding(tokens_N, self.centers)
 
     def train_rows(self, x_NC: Tensor) -> RowsOutput:
+        """(N, C) latents -> codes, tokens, loss and statistics of a training step."""
         assigned = self._soft_assign(x_NC, self.centers, self.widths)
         codes_NC, error_NC = self._straight_through(x_NC, self.centers[assigned.index_N], assigned.soft_codes_NC)
         usage_K = mean_over_ranks(assigned.usage_K)
@@ -158,7 +166,7 @@ class LGQScalarQuantizer(_LGQBase):
 
     @torch.no_grad()
     def init_from(self, latents: Tensor, method: str = "uniform", generator: torch.Generator | None = None) -> None:
-        """Places each channel's bins according to latents (B, C, h, w): `"uniform"` (published) spaces them equally."""
+        """Places each channel's bins by latents (B, C, h, w): `"uniform"` (published) spaces them equally."""
         x_NC = self.to_rows(latents)
         self.centers.zero_()
         for channel, (column, level) in enumerate(zip(x_NC.split(1, dim=1), self.levels, strict=True)):
@@ -166,7 +174,7 @@ class LGQScalarQuantizer(_LGQBase):
 
     def _to_tokens(self, bins_NC: Tensor) -> Tensor:
         if not self.product:
-            return bins_NC
+            return bins_NC if self.code_dim > 1 else bins_NC[:, 0]
         tokens = bins_NC[:, 0]
         for channel in range(1, self.code_dim):
             tokens = tokens * self.levels[channel] + bins_NC[:, channel]
@@ -174,7 +182,7 @@ class LGQScalarQuantizer(_LGQBase):
 
     def _to_bins(self, tokens: Tensor) -> Tensor:
         if not self.product:
-            return tokens
+            return tokens.reshape(-1, self.code_dim)
         bins = []
         for level in reversed(self.levels):
             bins.append(tokens % level)
@@ -182,13 +190,16 @@ class LGQScalarQuantizer(_LGQBase):
         return torch.stack(bins[::-1], dim=1)
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
+        """(N, C) latents -> tokens: the code of the highest logit, at any temperature."""
         bins = [nearest_code(x, bins, widths_K=widths) for x, bins, widths in self._channels(x_NC)]
         return self._to_tokens(torch.stack(bins, dim=1))
 
     def lookup_rows(self, tokens_N: Tensor) -> Tensor:
+        """Tokens -> codes (N, C)."""
         return self.centers.gather(1, self._to_bins(tokens_N).T).T
 
     def train_rows(self, x_NC: Tensor) -> RowsOutput:
+        """(N, C) latents -> codes, tokens, loss and statistics of a training step."""
         parts = [self._soft_assign(*channel) for channel in self._channels(x_NC)]
         bins_NC = torch.stack([assigned.index_N for assigned in parts], dim=1)
         hard_NC = self.centers.gather(1, bins_NC.T).T

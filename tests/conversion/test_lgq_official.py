@@ -140,7 +140,9 @@ def _compare_losses(case: Case, prefix: str, loss: torch.Tensor, statistics: dic
             continue  # recorded per channel there; ours counts whole tokens
         if "perch" in case.name and ours == "perplexity":
             continue  # the mean over channels there; ours pools them
-        torch.testing.assert_close(statistics[ours].float(), case.expected[f"{prefix}.{ours}"][0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            statistics[ours].float(), case.expected[f"{prefix}.{ours}"][0], rtol=1e-3, atol=1e-3
+        )
 
 
 def _compare_tokens(case: Case, found: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -309,7 +309,9 @@ def test_says_which_tool_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         build_corpus(tmp_path, ["ukui-wallpapers"])
 
 
-@pytest.mark.parametrize("suffix", "_norm _nm _n _bump -gloss _spec _height _local _mask _glow .shadow".split())
+@pytest.mark.parametrize(
+    "suffix", ["_norm", "_nm", "_n", "_bump", "-gloss", "_spec", "_height", "_local", "_mask", "_glow", ".shadow"]
+)
 def test_map_names(suffix: str) -> None:
     stem = f"wall{suffix}"
     assert is_auxiliary_name(f"textures/{stem}.tga")

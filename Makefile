@@ -1,0 +1,33 @@
+# Everything runs in .venv, made from setup.cfg and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch comes first and exactly, so that nothing else pulls another build of it.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test check clean render
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## tokenize sample photographs with the embedded checkpoint
+	$(BIN)/python demo/demo.py
+
+test: $(VENV)/.installed  ## the whole suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed  ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+render: $(VENV)/.installed  ## README and cards from results/*.json
+	$(BIN)/python -m model_cards.render
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What is measured, how, and the results: each command writes one JSON file of results/."""

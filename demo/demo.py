@@ -1,0 +1,36 @@
+"""Tokenizes sample photographs with the checkpoint inside the package: `make demo`.
+
+Prints the tokens of one photograph, then writes demo/reconstruction.png with originals and reconstructions.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import photographs
+from lgq_hf import LGQImageProcessor, LGQTokenizer, default_checkpoint
+from lgq_hf.cli.main import main as lgq
+
+HERE = Path(__file__).parent
+ROWS, COLUMNS = 8, 12
+
+
+def main() -> int:
+    """Runs the demo; returns the exit status of `lgq reconstruct`."""
+    tokenizer = LGQTokenizer.from_pretrained(default_checkpoint())
+    processor = LGQImageProcessor.from_pretrained(default_checkpoint())
+    with torch.inference_mode():
+        batch = processor(photographs.load("chelsea.png"), return_tensors="pt")
+        tokens = tokenizer.encode(batch["pixel_values"]).image_tokens[0]
+    print(f"chelsea.png at 256 x 256 px is a grid of {tokens.shape[0]} x {tokens.shape[1]} tokens below", end=" ")
+    print(f"{tokenizer.config.codebook_size}; its middle:")
+    top, left = (tokens.shape[0] - ROWS) // 2, (tokens.shape[1] - COLUMNS) // 2
+    for row in tokens[top : top + ROWS, left : left + COLUMNS]:
+        print(" ".join(f"{token:5d}" for token in row.tolist()))
+    files = [str(photographs.folder() / name) for name in photographs.NAMED]
+    return lgq(["reconstruct", *files, "--size", "256", "-o", str(HERE / "reconstruction.png")])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

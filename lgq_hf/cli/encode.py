@@ -1,0 +1,58 @@
+"""`lgq encode`: pictures to one token file."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from .model import load_checkpoint
+from .output import check_output_file
+from .pictures import find_pictures, open_picture
+from .report import Report
+from .token_file import MOST_PICTURES, TokenFile, check_suffix, write_tokens
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encodes `args.inputs` one at a time and writes `args.output`; returns the exit status.
+
+    Raises:
+        ValueError: wrong arguments, nothing to do, or a model that cannot be loaded.
+        OSError: the output cannot be written.
+    """
+    output = Path(args.output)
+    check_suffix(output)
+    check_output_file(output)
+    sources, failures = find_pictures(args.inputs)
+    if len(sources) > MOST_PICTURES:
+        raise ValueError(f"{len(sources)} pictures: a token file holds up to {MOST_PICTURES}, make several")
+    checkpoint = load_checkpoint(args.model, args.device)
+    report = Report()
+    for text, reason in failures:
+        report.fail(text, reason)
+    names, tokens, sizes = [], [], []
+    for source in report.progress(sources, "encoding"):
+        with report.one(str(source.path)):
+            picture, notes = open_picture(source.path)
+            for note in notes:
+                report.note(f"{source.path}: {note}")
+            pixel_values, size = checkpoint.pixels(picture, args.size)
+            tokens.append(checkpoint.encode(pixel_values))
+            names.append(source.name)
+            sizes.append(size)
+    if names:
+        config = checkpoint.config
+        write_tokens(
+            output,
+            TokenFile(
+                tokens=tokens,
+                original_sizes=np.array(sizes, dtype=np.int64),
+                names=names,
+                model=checkpoint.name,
+                fingerprint=checkpoint.fingerprint,
+                codebook_size=config.codebook_size,
+                downsample_factor=config.spatial_downsample_factor,
+            ),
+        )
+        total = sum(grid.size for grid in tokens)
+        report.line(f"{output}: {len(names)} pictures, {total} tokens, {output.stat().st_size} bytes")
+    return report.finish(done=len(names))

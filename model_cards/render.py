@@ -1,0 +1,124 @@
+"""Renders model cards, and the tables of the README, from benchmarks/results/*.json.
+
+    python -m model_cards.render [--check]
+
+A card is made from `<name>.template.md`; in README.md the parts between `<!-- rendered: KEY -->` and
+`<!-- end -->` are replaced. `--check` changes nothing and fails where a text differs from its numbers.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from string import Template
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CARD = ROOT / "lgq_hf" / "pretrained" / "lgq-default" / "README.md"
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def quality_table(result: dict[str, Any]) -> str:
+    """A row per test set: pictures, PSNR, SSIM, codes used and entropy."""
+    names = {
+        "photographs": "scikit-image: astronaut, camera, chelsea, coffee, rocket",
+        "all_photographs": "all photographs of scikit-image",
+        "corpus_test": "test packages of the corpus",
+    }
+    lines = [
+        "| test set (256 px) | pictures | PSNR, dB | SSIM | codes used | of tokens | entropy, bits |",
+        "|" + "--|" * 7,
+    ]
+    for key, name in names.items():
+        row = result[key]
+        lines.append(
+            f"| {name} | {row['pictures']} | {row['psnr']:.2f} | {row['ssim']:.3f} | {row['codes_used']} of "
+            f"{result['codebook_size']} | {row['tokens']} | {row['entropy_bits']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def speed_line(result: dict[str, Any]) -> str:
+    """Pictures a second, with the hardware."""
+    speed, hardware = result["speed"], result["hardware"]
+    return (
+        f"256 px pictures a second, one at a time in fp32: encode {speed['encode_pictures_per_second']:.1f}, "
+        f"decode {speed['decode_pictures_per_second']:.1f} ({hardware['cpu']}, {hardware['threads']} threads)."
+    )
+
+
+def provenance_line(result: dict[str, Any]) -> str:
+    """Commit and versions of a measurement."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if name != "lgq_hf")
+    weights = result["weights_sha256"][:12]
+    return f"Measured at commit `{result['commit'][:12]}` with {versions}; weights sha256 `{weights}`."
+
+
+def render_default_card() -> str:
+    """The card of the checkpoint inside the package."""
+    result, training = _load("lgq_default"), _load("lgq_default_training")
+    template = Template((ROOT / "model_cards" / "lgq-default.template.md").read_text())
+    counts = ", ".join(f"{name} ({count})" for name, count in sorted(training["corpus"]["packages"].items()))
+    return template.substitute(
+        quality=quality_table(result),
+        speed=speed_line(result),
+        provenance=provenance_line(result),
+        parameters=f"{result['parameters']:,}",
+        codebook_size=result["codebook_size"],
+        factor=result["downsampling_factor"],
+        bits=f"{result['bits_per_pixel']:.4f}",
+        packages=counts,
+        pictures=training["corpus"]["pictures"],
+        manifest=training["corpus"]["manifest_sha256"][:12],
+        steps=training["steps"],
+        batch_size=training["recipe"]["batch_size"],
+        crop=training["recipe"]["crop"],
+        hours=f"{training['hours']:.1f}",
+        hardware=training["hardware"],
+        note=training["note"],
+        psnr=f"{result['photographs']['psnr']:.2f}",
+        ssim=f"{result['photographs']['ssim']:.4f}",
+    )
+
+
+def render_readme(text: str) -> str:
+    """README.md with its rendered parts replaced."""
+    result = _load("lgq_default")
+    parts: dict[str, Callable[[], str]] = {
+        "quality": lambda: f"{quality_table(result)}\n\n{speed_line(result)} {provenance_line(result)}",
+    }
+    for key, make in parts.items():
+        pattern = rf"(<!-- rendered: {key} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)  # type: ignore[misc]
+        if count != 1:
+            raise ValueError(f"README.md needs exactly one part '<!-- rendered: {key} -->', found {count}")
+    return text
+
+
+def render_all() -> dict[Path, str]:
+    """Every rendered file and what it should hold."""
+    readme = ROOT / "README.md"
+    return {CARD: render_default_card(), readme: render_readme(readme.read_text())}
+
+
+def main() -> int:
+    """Command line; returns 1 where `--check` finds a difference."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
+    check = parser.parse_args().check
+    stale = [(path, text) for path, text in render_all().items() if not path.exists() or path.read_text() != text]
+    for path, text in stale:
+        print(f"{'differs' if check else 'rendered'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(text)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

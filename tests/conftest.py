@@ -1,0 +1,93 @@
+"""Small models for the tests: a later quantizer, backbone or option gets every model test by a line in `MODELS`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lgq_hf import LGQConfig, LGQModel
+
+_SMALL = {
+    "base_channels": 8,
+    "channel_multiplier": [1, 2, 2],
+    "num_res_blocks": 1,
+    "latent_channels": 8,
+    "codebook_size": 32,
+    "temperature": 0.5,
+    "image_size": 32,
+}
+
+# what each configuration changes of `_SMALL`; its name says what it is there for
+MODELS: dict[str, dict[str, Any]] = {
+    "sq_l2": {},
+    "l2_widths_f8": {"channel_multiplier": [1, 1, 2, 2], "distance": "l2", "learn_widths": True},
+    "cosine_no_attention": {"distance": "cosine", "bottleneck_attention": False, "lambda_floor": 0.1},
+    "dot_legacy_decoder": {"distance": "dot", "legacy_decoder": True, "base_channels": 48, "num_res_blocks": 2},
+    "identity_projected_f16": {
+        "channel_multiplier": [1, 1, 1, 2, 2],
+        "code_dim": 5,
+        "straight_through": "identity",
+        "commitment_weight": 0.25,
+        "learn_widths": True,
+    },
+    "per_channel": {"codebook_mode": "per_channel", "codebook_size": 6},
+    "per_channel_widths": {"codebook_mode": "per_channel", "codebook_size": 6, "learn_widths": True, "code_dim": 3},
+    "one_channel": {"codebook_mode": "per_channel", "codebook_size": 6, "code_dim": 1},
+    "product": {"codebook_mode": "product", "levels": [4, 4, 2], "code_dim": 3},
+    "product_identity": {
+        "codebook_mode": "product",
+        "levels": [2, 4, 4],
+        "latent_channels": 3,
+        "straight_through": "identity",
+    },
+}
+
+
+def _build(name: str, *, seed: int = 0, **changes: Any) -> LGQModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LGQModel(LGQConfig(**{**_SMALL, **MODELS[name], **changes})).eval()
+        with torch.no_grad():  # so that nothing stands where its initialisation left it
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.mul_(0.75)
+    return model
+
+
+def _pixels(model: LGQModel, batch: int = 2, grid: tuple[int, int] = (2, 3), seed: int = 1) -> torch.Tensor:
+    factor = model.config.spatial_downsample_factor
+    shape = (batch, model.config.in_channels, grid[0] * factor, grid[1] * factor)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small tensors are computed faster by one thread than by several that wait for a busy machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def build_model() -> Callable[..., LGQModel]:
+    """`build_model(name, seed=0, **config_changes)`: a model of `MODELS` in evaluation mode, the same each time."""
+    return _build
+
+
+@pytest.fixture(scope="session")
+def make_pixels() -> Callable[..., torch.Tensor]:
+    """`make_pixels(model, batch=2, grid=(2, 3), seed=1)`: noise in [-1, 1] that makes `grid` tokens."""
+    return _pixels
+
+
+@pytest.fixture(params=list(MODELS))
+def case(request: pytest.FixtureRequest) -> str:
+    """A name in `MODELS`; `parametrize("case", [...], indirect=True)` takes some of them."""
+    return request.param
+
+
+@pytest.fixture
+def model(case: str) -> LGQModel:
+    """The model of `case`, in evaluation mode."""
+    return _build(case)

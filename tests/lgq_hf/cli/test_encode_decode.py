@@ -1,0 +1,285 @@
+"""`lgq encode` and `lgq decode`: the same tokens and pictures as the library gives, whatever the picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lgq_hf import LGQImageProcessor, LGQModel
+from lgq_hf.cli.decode import output_names
+from lgq_hf.cli.token_file import read_tokens
+
+Lgq = Callable[..., Any]
+
+
+def direct(path: Path, model_folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and reconstruction of one picture by the library alone."""
+    model, processor = LGQModel.from_pretrained(model_folder), LGQImageProcessor.from_pretrained(model_folder)
+    inputs = processor(str(path), return_tensors="pt", **options)
+    with torch.inference_mode():
+        output = model(inputs["pixel_values"])
+    picture = processor.postprocess(output.decoded_pixel_values, inputs["original_sizes"])[0]
+    return output.image_tokens[0].numpy(), np.asarray(picture)
+
+
+def save_kind(kind: str, folder: Path, picture: Image.Image) -> Path:
+    """Saves `picture` as a file of the kind that is named."""
+    modes = {"grey": "L", "black and white": "1", "grey alpha": "LA", "palette": "P", "rgb": "RGB"}
+    path = folder / "picture.png"
+    if kind in modes:
+        picture.convert(modes[kind]).save(path)
+    elif kind in ("alpha", "palette alpha"):
+        alpha = Image.linear_gradient("L").resize(picture.size)
+        rgba = Image.merge("RGBA", (*picture.split(), alpha))
+        (rgba if kind == "alpha" else rgba.quantize(64)).save(path)
+    elif kind == "16 bit":
+        values = np.asarray(picture.convert("L")).astype(np.uint16) * 257 + 13
+        Image.fromarray(values.clip(0, 65535)).save(path)
+    elif kind == "cmyk":
+        picture.convert("CMYK").save(path := folder / "picture.jpg")
+    elif kind == "rotated":
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        picture.save(path := folder / "picture.jpg", exif=exif)
+    elif kind == "one pixel wide":
+        picture.crop((0, 0, 1, 99)).save(path)
+    elif kind == "one pixel":
+        picture.crop((0, 0, 1, 1)).save(path)
+    elif kind == "animation":
+        picture.save(path := folder / "picture.gif", save_all=True, append_images=[picture.rotate(90)])
+    return path
+
+
+KINDS = [
+    "rgb",
+    "grey",
+    "black and white",
+    "grey alpha",
+    "palette",
+    "alpha",
+    "palette alpha",
+    "16 bit",
+    "cmyk",
+    "rotated",
+]
+KINDS += ["one pixel wide", "one pixel", "animation"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back_is_what_the_library_does(
+    tmp_path: Path, lgq: Lgq, model_folder: Path, chelsea: Image.Image, kind: str
+) -> None:
+    path = save_kind(kind, tmp_path, chelsea)
+    tokens, picture = direct(path, model_folder)
+    result = lgq("encode", path, "-o", tmp_path / "tokens.safetensors")
+    assert (result.status, result.err) == (0, "")
+    file = read_tokens(tmp_path / "tokens.safetensors")
+    assert (file.tokens[0] == tokens).all()
+    assert file.tokens[0].dtype == np.uint16
+    assert file.original_sizes.tolist() == [list(picture.shape[:2])]
+    assert (file.names, file.codebook_size, file.downsample_factor) == ([path.name], 64, 8)
+    assert lgq("decode", tmp_path / "tokens.safetensors", "-o", tmp_path / "out").status == 0
+    with Image.open(tmp_path / "out" / "picture.png") as decoded:
+        assert (decoded.format, decoded.mode) == ("PNG", "RGB")
+        assert (np.asarray(decoded) == picture).all()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["picture.png"]
+
+
+@pytest.fixture
+def album(tmp_path: Path, astronaut: Image.Image, chelsea: Image.Image) -> Path:
+    """A folder of four pictures, two of them with one stem."""
+    folder = tmp_path / "album"
+    (folder / "cats").mkdir(parents=True)
+    astronaut.resize((64, 64)).save(folder / "a.jpg")
+    astronaut.resize((40, 30)).save(folder / "a.png")
+    chelsea.save(folder / "cats" / "chelsea.webp")
+    chelsea.resize((20, 10)).save(folder / "cats" / "b.c.tiff")
+    return folder
+
+
+@pytest.mark.parametrize("given", ["folder", "glob", "files"])
+def test_folders_keep_their_shape(tmp_path: Path, lgq: Lgq, album: Path, given: str) -> None:
+    inputs: dict[str, list[Path]] = {
+        "folder": [album],
+        "glob": [album / "**" / "*.*"],
+        "files": sorted(album.rglob("*.*")),
+    }
+    assert lgq("encode", *inputs[given], "-o", tmp_path / "t.npz").status == 0
+    names = ["a.jpg", "a.png", "cats/b.c.tiff", "cats/chelsea.webp"]
+    if given == "files":  # each is called by its own name
+        names = [name.removeprefix("cats/") for name in names]
+    assert read_tokens(tmp_path / "t.npz").names == names
+    result = lgq("decode", tmp_path / "t.npz", "-o", tmp_path / "out")
+    assert (result.status, result.out, result.err) == (0, f"{tmp_path / 'out'}: 4 pictures\n", "")
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    expected = ["a.jpg.png", "a.png.png", "cats/b.c.png", "cats/chelsea.png"]
+    assert written == sorted(name.removeprefix("cats/") if given == "files" else name for name in expected)
+
+
+def test_both_formats_hold_the_same(tmp_path: Path, lgq: Lgq, album: Path) -> None:
+    lgq("encode", album, "-o", tmp_path / "t.npz")
+    lgq("encode", album, "-o", tmp_path / "t.safetensors")
+    one, other = read_tokens(tmp_path / "t.npz"), read_tokens(tmp_path / "t.safetensors")
+    assert len(one.tokens) == 4
+    for a, b in zip(one.tokens, other.tokens, strict=True):
+        assert (a == b).all()
+    assert (one.names, one.fingerprint, one.model) == (other.names, other.fingerprint, other.model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "dtype"),
+    [
+        ({"codebook_size": 65536}, (8, 8), np.uint16),
+        ({"codebook_size": 65537}, (8, 8), np.uint32),
+        ({"codebook_mode": "per_channel", "codebook_size": 8}, (8, 8, 16), np.uint16),
+        ({"channel_multiplier": [1, 1]}, (32, 32), np.uint16),
+    ],
+)
+def test_other_models(
+    tmp_path: Path, lgq: Lgq, album: Path, make_model: Callable[..., Path], changes: Any, shape: Any, dtype: type
+) -> None:
+    folder = make_model(tmp_path / "model", **changes)
+    tokens, picture = direct(album / "a.jpg", folder)
+    assert lgq("encode", album / "a.jpg", "-o", tmp_path / "t.npz", "--model", folder).status == 0
+    file = read_tokens(tmp_path / "t.npz")
+    assert (file.tokens[0].shape, file.tokens[0].dtype) == (shape, dtype)
+    assert (file.tokens[0] == tokens).all()
+    assert lgq("decode", tmp_path / "t.npz", "-o", tmp_path, "--model", folder).status == 0
+    with Image.open(tmp_path / "a.png") as decoded:
+        assert (np.asarray(decoded) == picture).all()
+
+
+def test_size_resizes_and_crops(tmp_path: Path, lgq: Lgq, album: Path, model_folder: Path) -> None:
+    assert lgq("encode", album, "--size", "36", "-o", tmp_path / "t.npz").status == 0
+    file = read_tokens(tmp_path / "t.npz")
+    assert file.original_sizes.tolist() == [[36, 36]] * 4
+    options = {"do_resize": True, "size": {"shortest_edge": 36}, "do_center_crop": True, "crop_size": 36}
+    tokens, _ = direct(album / "cats" / "chelsea.webp", model_folder, **options)
+    assert (file.tokens[3] == tokens).all()
+
+
+def test_a_very_thin_picture_is_not_blown_up(tmp_path: Path, lgq: Lgq) -> None:
+    Image.new("L", (1, 6000)).save(tmp_path / "thin.png")
+    result = lgq("encode", tmp_path / "thin.png", "--size", "512", "-o", tmp_path / "t.npz")
+    assert result.status == 1
+    assert "thin.png: 1 x 6000 pixels is too long and thin for --size 512" in result.err
+
+
+def test_broken_pictures_are_listed_and_the_rest_is_done(
+    tmp_path: Path, lgq: Lgq, album: Path, broken: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", (500, 500)).save(album / "bomb.png")
+    Image.new("F", (9, 9)).save(album / "floats.tiff")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 512)
+    missing, folder = tmp_path / "missing.png", broken["text"].parent
+    result = lgq("encode", missing, album, folder, tmp_path / "*.bmp", "-o", tmp_path / "t.npz")
+    assert result.status == 1
+    assert read_tokens(tmp_path / "t.npz").names == ["a.jpg", "a.png", "cats/b.c.tiff", "cats/chelsea.webp"]
+    assert result.out.startswith(f"{tmp_path / 't.npz'}: 4 pictures, ")
+    first, listed = result.err.split("\n\n")
+    reasons = {
+        missing: "no such file",
+        album / "bomb.png": "decompression bomb: more than 102400 pixels",
+        album / "floats.tiff": "PIL image of mode 'F'",
+        broken["truncated"]: "truncated: the file ends before the picture does",
+        broken["header"]: "truncated: the file ends before the picture does",
+        broken["text"]: "not an image",
+        broken["empty"]: "empty file",
+        tmp_path / "*.bmp": "no pictures found",
+    }
+    assert listed.splitlines()[0] == "lgq: 8 of 12 pictures failed:"
+    assert len(first.splitlines()) == len(listed.splitlines()) - 1 == len(reasons)
+    for path, reason in reasons.items():
+        assert f"lgq: {path}: {reason}" in first
+        assert f"  {path}: {reason}" in listed
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+def test_where_all_fail_nothing_is_written(tmp_path: Path, lgq: Lgq, broken: dict[str, Path], command: str) -> None:
+    output = tmp_path / "new" / ("t.npz" if command == "encode" else "out.png")
+    result = lgq(command, broken["text"], broken["truncated"], "-o", output)
+    assert (result.status, result.out) == (1, "")
+    assert "2 of 2 pictures failed" in result.err
+    assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+def test_nothing_to_do(tmp_path: Path, lgq: Lgq, command: str) -> None:
+    output = tmp_path / ("t.npz" if command == "encode" else "out.png")
+    result = lgq(command, tmp_path, "-o", output)
+    assert (result.status, result.err) == (2, f"lgq: nothing to do: {tmp_path}: no pictures found\n")
+
+
+def test_a_picture_too_large_for_the_memory_fails_alone(
+    tmp_path: Path, lgq: Lgq, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = LGQModel.encode
+
+    def small_memory(self: LGQModel, pixel_values: torch.Tensor) -> Any:
+        if pixel_values.shape[-1] == 64:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
+        return encode(self, pixel_values)
+
+    monkeypatch.setattr(LGQModel, "encode", small_memory)
+    result = lgq("encode", album, "-o", tmp_path / "t.npz")
+    assert result.status == 1
+    assert "a.jpg: not enough memory for a picture of this size" in result.err
+    assert len(read_tokens(tmp_path / "t.npz").names) == 3
+    monkeypatch.setattr(LGQModel, "encode", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # a defect of ours is not the picture's
+        lgq("encode", album, "-o", tmp_path / "t.npz")
+
+
+def test_tokens_of_another_model_are_refused(
+    tmp_path: Path, lgq: Lgq, album: Path, model_folder: Path, other_model_folder: Path
+) -> None:
+    lgq("encode", album, "-o", tmp_path / "t.npz")
+    result = lgq("decode", tmp_path / "t.npz", "-o", tmp_path / "out", "--model", other_model_folder)
+    assert (result.status, result.out) == (2, "")
+    fingerprint = read_tokens(tmp_path / "t.npz").fingerprint
+    assert len(fingerprint) == 64
+    assert f"was made by the model {model_folder} ({fingerprint[:12]}), not by {other_model_folder} (" in result.err
+    assert fingerprint[:13] not in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_of_a_copy_of_the_model_are_taken(
+    tmp_path: Path, lgq: Lgq, album: Path, make_model: Callable[..., Path]
+) -> None:
+    lgq("encode", album, "-o", tmp_path / "t.npz")
+    copy = make_model(tmp_path / "copy")
+    assert lgq("decode", tmp_path / "t.npz", "-o", tmp_path / "out", "--model", copy).status == 0
+
+
+def test_a_picture_that_cannot_be_written_fails_alone(tmp_path: Path, lgq: Lgq, album: Path) -> None:
+    lgq("encode", album, "-o", tmp_path / "t.npz")
+    (tmp_path / "out" / "cats" / "chelsea.png").mkdir(parents=True)
+    result = lgq("decode", tmp_path / "t.npz", "-o", tmp_path / "out")
+    assert (result.status, result.out) == (1, f"{tmp_path / 'out'}: 3 pictures\n")
+    assert "lgq: 1 of 4 pictures failed:\n  cats/chelsea.webp: [Errno 21] Is a directory" in result.err
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
+        "a.jpg.png",
+        "a.png.png",
+        "b.c.png",
+        "chelsea.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.jpg", "b/a.jpg", "c"], ["a.png", "b/a.png", "c.png"]),
+        (["a.jpg", "a.png", "b.png"], ["a.jpg.png", "a.png.png", "b.png"]),
+        (["a.jpg", "a.png", "a.jpg.bmp"], ["a.jpg.png", "a.png.png", "a.jpg.bmp.png"]),
+        (["a.jpg", "A.gif"], ["a.jpg.png", "A.gif.png"]),
+        (["a.jpg", "A.JPG"], ["a.jpg.png", "A.JPG.png"]),
+        (["b.c.tiff", "b.c", ".jpg"], ["b.c.png", "b.png", ".jpg.png"]),
+        ([], []),
+    ],
+)
+def test_output_names(names: list[str], expected: list[str]) -> None:
+    assert output_names(names) == expected

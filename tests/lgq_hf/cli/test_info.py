@@ -1,0 +1,164 @@
+"""`lgq info`, and what it says about checkpoints that cannot be loaded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from lgq_hf import LGQConfig, LGQModel
+from lgq_hf.cli.model import load_checkpoint
+
+Lgq = Callable[..., Any]
+
+
+def test_json(lgq: Lgq, model_folder: Path) -> None:
+    result = lgq("info", model_folder, "--json")
+    assert (result.status, result.err) == (0, "")
+    facts = json.loads(result.out)
+    model = LGQModel.from_pretrained(model_folder)
+    parameters = facts.pop("parameters")
+    assert parameters["total"] == sum(parameter.numel() for parameter in model.parameters())
+    assert parameters["total"] == sum(parameters[part] for part in ("encoder", "quantizer", "decoder"))
+    assert parameters["quantizer"] == 64 * 16
+    assert facts.pop("weights_bytes") == (model_folder / "model.safetensors").stat().st_size
+    assert len(facts.pop("fingerprint")) == 64
+    assert facts == {
+        "model": str(model_folder),
+        "backbone": "lgq",
+        "base_channels": 8,
+        "channel_multiplier": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "bottleneck_attention": False,
+        "latent_channels": 16,
+        "downsample_factor": 8,
+        "quantizer": "lgq",
+        "codebook_mode": "vector",
+        "codebook_size": 64,
+        "code_dim": 16,
+        "distance": "sq_l2",
+        "image_size": 64,
+        "token_grid": [8, 8],
+        "tokens_per_picture": 64,
+        "bits_per_pixel": 6 / 64,
+        "bits_per_picture": 384.0,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+
+
+def test_text(lgq: Lgq, model_folder: Path) -> None:
+    result = lgq("info", model_folder)
+    assert (result.status, result.err) == (0, "")
+    rows = dict(line.split("  ", 1) for line in result.out.splitlines() if "  " in line.strip())
+    assert rows["codebook"].strip() == "64 codes of 16 channels"
+    assert rows["token grid"].strip() == "8 x 8 for 64 x 64 pixels"
+    assert rows["tokens per picture"].strip() == "64"
+    assert rows["bits per pixel"].strip() == "0.09375"
+    values = {line[20:] == line[20:].lstrip() for line in result.out.splitlines()}
+    assert values == {True}  # aligned
+
+
+def test_projections_and_channels_are_counted(tmp_path: Path, lgq: Lgq, make_model: Callable[..., Path]) -> None:
+    folder = make_model(tmp_path / "m", code_dim=3, codebook_mode="per_channel", codebook_size=8, learn_widths=True)
+    facts = json.loads(lgq("info", folder, "--json").out)
+    assert facts["parameters"]["total"] == sum(p.numel() for p in LGQModel.from_pretrained(folder).parameters())
+    assert set(facts["parameters"]) == {"encoder", "quantizer", "decoder", "total"}
+    assert (facts["token_grid"], facts["tokens_per_picture"], facts["code_dim"]) == ([8, 8, 3], 192, 3)
+    assert facts["bits_per_picture"] == 192 * 3
+
+
+def test_the_fingerprint_is_that_of_the_weights(
+    tmp_path: Path, model_folder: Path, other_model_folder: Path, make_model: Callable[..., Path]
+) -> None:
+    fingerprint = load_checkpoint(str(model_folder)).fingerprint
+    assert load_checkpoint(str(make_model(tmp_path / "again"))).fingerprint == fingerprint
+    assert load_checkpoint(str(other_model_folder)).fingerprint != fingerprint
+    changed = load_checkpoint(str(model_folder))
+    with torch.no_grad():
+        changed.model.quantizer.centers[3, 1] += 1e-6
+    assert changed.fingerprint != fingerprint
+
+
+def _break(kind: str, folder: Path) -> None:
+    config = folder / "config.json"
+    values = json.loads(config.read_text())
+    weights = folder / "model.safetensors"
+    if kind == "no config":
+        config.unlink()
+    elif kind == "no json":
+        config.write_text("{")
+    elif kind == "no weights":
+        weights.unlink()
+    elif kind == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "no processor":
+        (folder / "preprocessor_config.json").unlink()
+    elif kind == "padding":
+        path = folder / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pad_to_multiple_of": 12}))
+    else:
+        changes: dict[str, dict[str, Any]] = {
+            "other type": {"model_type": "vit"},
+            "more layers": {"num_res_blocks": 2},
+            "more codes": {"codebook_size": 65},
+            "impossible": {"codebook_size": 0},
+        }
+        config.write_text(json.dumps({**values, **changes[kind]}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no config", "no model in the folder .*: it has no config.json"),
+        ("no json", "cannot load the model .*not a valid JSON file"),
+        ("no weights", "cannot load the model .*no file named model.safetensors"),
+        ("cut weights", "cannot load the model .*incomplete metadata"),
+        ("no processor", "cannot load the model .*preprocessor_config.json"),
+        ("padding", "cannot load the model .*image processor pads to multiples of 12, the model needs multiples of 8"),
+        ("other type", "cannot load the model .*it is of type 'vit', expected 'lgq'"),
+        ("more layers", "cannot load the model .*64 missing: decoder"),
+        ("more codes", "cannot load the model .*centers"),
+        ("impossible", "cannot load the model .*: ValueError: codebook_size must be at least 1, got 0$"),
+    ],
+)
+def test_broken_checkpoints_are_refused(tmp_path: Path, lgq: Lgq, model_folder: Path, kind: str, message: str) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "m")
+    _break(kind, folder)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_checkpoint(str(folder))
+    result = lgq("info", folder)
+    assert (result.status, result.out) == (2, "")
+    assert result.err == f"lgq: {raised.value}\n"
+
+
+@pytest.mark.parametrize("reference", ["./gone", "/gone", "a/b/c", "~/gone", "gone/"])
+def test_paths_that_do_not_exist_are_not_looked_for_on_the_hub(lgq: Lgq, reference: str) -> None:
+    assert lgq("info", reference).err == f"lgq: no model at {reference!r}: no such folder\n"
+
+
+def test_a_file_is_no_model(lgq: Lgq, model_folder: Path) -> None:
+    result = lgq("info", model_folder / "model.safetensors")
+    assert result.status == 2
+    assert "the model is a folder (or a Hub repository), got the file" in result.err
+
+
+def test_a_repository_that_cannot_be_reached(lgq: Lgq, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(_: str) -> None:
+        raise OSError("We couldn't connect to the Hub.\nCheck your internet connection.")
+
+    monkeypatch.setattr(LGQConfig, "get_config_dict", offline)
+    assert lgq("info", "some/model").err == (
+        "lgq: cannot load the model 'some/model': We couldn't connect to the Hub. Check your internet connection.\n"
+    )
+
+
+def test_transformers_is_left_as_it_was(model_folder: Path) -> None:
+    before = logging.get_verbosity()
+    load_checkpoint(str(model_folder))
+    assert logging.get_verbosity() == before
+    assert logging.set_tqdm_hook(None) is None

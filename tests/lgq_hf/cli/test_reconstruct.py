@@ -1,0 +1,171 @@
+"""`lgq reconstruct`: a sheet with the right pixels, the right numbers, and room for its text."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from lgq_hf import LGQImageProcessor, LGQModel
+from lgq_hf.cli import reconstruct
+from lgq_hf.cli.sheet import Row, draw_sheet, shortened
+
+Lgq = Callable[..., Any]
+GAP = 7  # half of the smallest font
+BACKGROUND = (40, 40, 40)
+
+
+def reconstruction_of(picture: Image.Image, folder: Path) -> np.ndarray:
+    processor = LGQImageProcessor.from_pretrained(folder)
+    inputs = processor(picture, return_tensors="pt")
+    with torch.inference_mode():
+        decoded = LGQModel.from_pretrained(folder)(inputs["pixel_values"]).decoded_pixel_values
+    return np.asarray(processor.postprocess(decoded, inputs["original_sizes"])[0])
+
+
+def test_two_rows(tmp_path: Path, lgq: Lgq, model_folder: Path, astronaut: Image.Image, chelsea: Image.Image) -> None:
+    astronaut.save(tmp_path / "astronaut.png")
+    chelsea.save(tmp_path / "chelsea.png")
+    result = lgq("reconstruct", tmp_path, "-o", tmp_path / "new" / "out.png")
+    assert (result.status, result.err) == (0, "")
+    lines = result.out.splitlines()
+    sheet = np.asarray(Image.open(tmp_path / "new" / "out.png"))
+    assert sheet.shape[1] == 2 * 256 + 3 * GAP
+    top = GAP
+    for name, picture, line, grid in (
+        ("astronaut.png", astronaut, lines[0], "32 x 32"),
+        ("chelsea.png", chelsea, lines[1], "19 x 26"),
+    ):
+        expected = reconstruction_of(picture, model_folder)
+        height, width = expected.shape[:2]
+        left = sheet[top : top + height, GAP : GAP + width]
+        right = sheet[top : top + height, 2 * GAP + width : 2 * GAP + 2 * width]
+        assert (left == np.asarray(picture)).all()
+        assert (right == expected).all()
+        decibels = peak_signal_noise_ratio(np.asarray(picture), expected, data_range=255)
+        rows, columns = map(int, grid.split(" x "))
+        bits = rows * columns * 6 / (height * width)
+        size = f"{width} x {height} px"
+        assert line == f"{name}: {size}, PSNR {decibels:.2f} dB, {grid} tokens (h x w), {bits:.3f} bits/px"
+        caption = sheet[top + height : top + height + 45]
+        assert (caption > 200).any()  # the text
+        top += height + 2 * 20 + 2 * GAP
+    assert sheet.shape[0] == top
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (7, 9)])
+def test_thin_pictures_have_room_for_their_text(
+    tmp_path: Path, lgq: Lgq, chelsea: Image.Image, width: int, height: int
+) -> None:
+    chelsea.resize((width, height)).save(tmp_path / "thin.png")
+    result = lgq("reconstruct", tmp_path / "thin.png", "-o", tmp_path / "out.png")
+    assert result.status == 0
+    sheet = np.asarray(Image.open(tmp_path / "out.png"))
+    assert sheet.shape[1] > 250
+    assert (sheet[:, -GAP + 1 :] == BACKGROUND).all()  # no letter is cut off
+    assert (sheet[-GAP + 1 :] == BACKGROUND).all()
+    text = (sheet[height + GAP :] > 200).any(axis=(0, 2)).nonzero()[0]
+    assert text.max() > 200
+
+
+def test_a_cmyk_jpeg_and_a_rotated_photograph(tmp_path: Path, lgq: Lgq, chelsea: Image.Image) -> None:
+    chelsea.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chelsea.save(tmp_path / "upright.png", exif=exif)
+    assert lgq("reconstruct", tmp_path / "cmyk.jpg", "-o", tmp_path / "1.png").status == 0
+    with Image.open(tmp_path / "cmyk.jpg") as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    height, width = expected.shape[:2]
+    sheet = np.asarray(Image.open(tmp_path / "1.png"))
+    assert (sheet[GAP : GAP + height, GAP : GAP + width] == expected).all()
+    result = lgq("reconstruct", tmp_path / "upright.png", "-o", tmp_path / "2.png")
+    assert result.out.startswith(f"upright.png: {chelsea.height} x {chelsea.width} px, ")
+
+
+def test_a_perfect_reconstruction_has_infinite_psnr(
+    tmp_path: Path, lgq: Lgq, chelsea: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chelsea.save(tmp_path / "x.png")
+    forward = LGQModel.forward
+
+    def perfect(self: LGQModel, pixel_values: torch.Tensor) -> Any:
+        output = forward(self, pixel_values)
+        output.decoded_pixel_values = pixel_values
+        return output
+
+    monkeypatch.setattr(LGQModel, "forward", perfect)
+    assert "PSNR inf dB" in lgq("reconstruct", tmp_path / "x.png", "-o", tmp_path / "out.png").out
+
+
+def test_tokens_per_channel_are_counted(
+    tmp_path: Path, lgq: Lgq, chelsea: Image.Image, make_model: Callable[..., Path]
+) -> None:
+    folder = make_model(tmp_path / "model", codebook_mode="per_channel", codebook_size=8)
+    chelsea.resize((64, 64)).save(tmp_path / "x.png")
+    result = lgq("reconstruct", tmp_path / "x.png", "-o", tmp_path / "out.png", "--model", folder)
+    assert result.out.endswith("8 x 8 x 16 tokens (h x w x channels), 0.750 bits/px\n")
+
+
+def test_broken_pictures_leave_no_row(tmp_path: Path, lgq: Lgq, chelsea: Image.Image, broken: dict[str, Path]) -> None:
+    chelsea.save(tmp_path / "x.png")
+    result = lgq("reconstruct", *broken.values(), tmp_path / "x.png", "-o", tmp_path / "out.png")
+    assert result.status == 1
+    assert "4 of 5 pictures failed" in result.err
+    assert len(result.out.splitlines()) == 1
+    assert Image.open(tmp_path / "out.png").height == chelsea.height + 2 * 20 + 3 * GAP
+
+
+def test_a_former_sheet_in_the_folder_is_not_an_input(tmp_path: Path, lgq: Lgq, chelsea: Image.Image) -> None:
+    chelsea.save(tmp_path / "x.png")
+    first = lgq("reconstruct", tmp_path, "-o", tmp_path / "out.png").out
+    assert lgq("reconstruct", tmp_path, "-o", tmp_path / "out.png").out == first
+
+
+def test_a_sheet_has_an_end(tmp_path: Path, lgq: Lgq, chelsea: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "MOST_PIXELS", 3_000_000)
+    for i in range(3):
+        chelsea.resize((1000, 700)).save(tmp_path / f"{i}.png")
+    result = lgq("reconstruct", tmp_path, "-o", tmp_path / "out.png")
+    assert result.status == 1
+    assert result.err.count("no room: a sheet holds up to 3 megapixels; use --size") == 2
+    assert "2.png" in result.err
+    assert len(result.out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out"])
+def test_only_png_is_written(tmp_path: Path, lgq: Lgq, name: str) -> None:
+    result = lgq("reconstruct", tmp_path, "-o", tmp_path / name)
+    assert result.status == 2
+    assert re.search(r"expected a name that ends in \.png", result.err)
+
+
+def test_text_grows_with_the_largest_picture() -> None:
+    small, large = (Image.new("RGB", size) for size in ((10, 10), (2000, 100)))
+    one = draw_sheet([Row(small, small, ("name", "numbers"))])
+    both = draw_sheet([Row(small, small, ("name", "numbers")), Row(large, large, ("name", "numbers"))])
+    assert one.height == 10 + 2 * 20 + 3 * GAP
+    assert both.size == (4000 + 3 * 25, 10 + 100 + 4 * 70 + 5 * 25)
+
+
+@pytest.mark.parametrize("name", ["x" * 60, "x" * 61, "photographs/" * 40 + "end.png"])
+def test_long_names_lose_their_middle(name: str) -> None:
+    short = shortened(name)
+    assert len(short) <= 60
+    assert short == name or (name.startswith(short[:25]) and name.endswith(short[-25:]) and "..." in short)
+
+
+@pytest.mark.slow
+def test_a_photograph_of_twelve_megapixels(tmp_path: Path, lgq: Lgq, astronaut: Image.Image) -> None:
+    astronaut.resize((4000, 3000)).save(tmp_path / "large.jpg")
+    result = lgq("reconstruct", tmp_path / "large.jpg", "-o", tmp_path / "out.png")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith("large.jpg: 4000 x 3000 px, PSNR ")
+    assert "375 x 500 tokens" in result.out
+    with Image.open(tmp_path / "out.png") as sheet:
+        assert sheet.size == (8000 + 3 * 50, 3000 + 2 * 140 + 3 * 50)

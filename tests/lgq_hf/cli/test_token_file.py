@@ -1,0 +1,177 @@
+"""Token files: the layout that is promised, and every file that is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from lgq_hf.cli.token_file import TokenFile, read_tokens, write_tokens
+
+
+def token_file(**changes: Any) -> TokenFile:
+    fields: dict[str, Any] = {
+        "tokens": [np.arange(6, dtype=np.uint16).reshape(2, 3), np.full((1, 1), 63, np.uint16)],
+        "original_sizes": np.array([[16, 20], [1, 8]]),
+        "names": ["a/b.png", "ü \udc80\n.png"],
+        "model": "some/model",
+        "fingerprint": "ab" * 32,
+        "codebook_size": 64,
+        "downsample_factor": 8,
+    }
+    return TokenFile(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4)])
+def test_what_is_written_is_read(tmp_path: Path, suffix: str, dtype: type, shape: tuple[int, ...]) -> None:
+    tokens = np.arange(24, dtype=dtype)[: int(np.prod(shape))].reshape(shape)
+    written = token_file(tokens=[tokens, np.asfortranarray(tokens)], original_sizes=np.array([[9, 24], [16, 17]]))
+    path = tmp_path / "new" / f"tokens{suffix}"
+    write_tokens(path, written)
+    read = read_tokens(path)
+    for one, other in zip(written.tokens, read.tokens, strict=True):
+        assert other.dtype == dtype
+        assert (one == other).all()
+    assert read.original_sizes.tolist() == [[9, 24], [16, 17]]
+    for name in ("names", "model", "fingerprint", "codebook_size", "downsample_factor"):
+        assert getattr(read, name) == getattr(written, name)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_the_layout_can_be_read_without_us(tmp_path: Path) -> None:
+    write_tokens(tmp_path / "t.safetensors", token_file())
+    write_tokens(tmp_path / "t.npz", token_file())
+    with safe_open(tmp_path / "t.safetensors", framework="numpy") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    with np.load(tmp_path / "t.npz", allow_pickle=False) as file:
+        assert json.loads(str(file["metadata"])) == metadata
+        arrays = {key: file[key] for key in file if key != "metadata"}
+    assert set(tensors) == set(arrays) == {"image_tokens.000000", "image_tokens.000001", "original_sizes"}
+    for key, tensor in tensors.items():
+        assert (tensor == arrays[key]).all()
+        assert tensor.dtype == arrays[key].dtype == (np.int64 if key == "original_sizes" else np.uint16)
+    assert json.loads(metadata.pop("names")) == ["a/b.png", "ü \udc80\n.png"]
+    assert metadata == {
+        "format": "lgq-tokens",
+        "format_version": "1",
+        "model": "some/model",
+        "fingerprint": "ab" * 32,
+        "codebook_size": "64",
+        "downsample_factor": "8",
+    }
+
+
+@pytest.mark.parametrize("name", ["tokens.pt", "tokens", "tokens.npy"])
+def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"a token file ends in \.safetensors or \.npz"):
+        write_tokens(tmp_path / name, token_file())
+    with pytest.raises(ValueError, match=r"a token file ends in \.safetensors or \.npz"):
+        read_tokens(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def _npy(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+NOT_TOKENS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "text": (".safetensors", lambda path: path.write_text("tokens")),
+    "empty": (".safetensors", lambda path: path.write_bytes(b"")),
+    "weights": (".safetensors", lambda path: save_file({"w": np.zeros(3)}, path)),
+    "weights with metadata": (".safetensors", lambda path: save_file({"w": np.zeros(3)}, path, {"format": "pt"})),
+    "text.npz": (".npz", lambda path: path.write_text("tokens")),
+    "empty.npz": (".npz", lambda path: path.write_bytes(b"")),
+    "npy": (".npz", _npy),
+    "arrays": (".npz", lambda path: np.savez(path, w=np.zeros(3))),
+    "pickle": (".npz", lambda path: np.savez(path, metadata=np.array([{}], dtype=object))),
+    "no json": (".npz", lambda path: np.savez(path, metadata=np.array("{"))),
+    "a list": (".npz", lambda path: np.savez(path, metadata=np.array("[]"))),
+    "numbers": (".npz", lambda path: np.savez(path, metadata=np.array('{"format": "lgq-tokens", "model": 3}'))),
+}
+
+
+@pytest.mark.parametrize("kind", list(NOT_TOKENS))
+def test_what_is_no_token_file_is_refused(tmp_path: Path, kind: str) -> None:
+    suffix, write = NOT_TOKENS[kind]
+    write(tmp_path / f"t{suffix}")
+    with pytest.raises(ValueError, match=rf"t\{suffix} is not a token file"):
+        read_tokens(tmp_path / f"t{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"t{suffix}"
+    write_tokens(path, token_file())
+    content = path.read_bytes()
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="is not a token file"):
+            read_tokens(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_missing_file_says_so(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"No such file.*gone"):
+        read_tokens(tmp_path / f"gone{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ["a", "b", "c"]}, "image_tokens.000002 is missing"),
+        ({"names": ["a"]}, r"holds image_tokens.000001, but names 1 pictures only"),
+        ({"names": ["a", "a"]}, "two pictures have one name"),
+        ({"names": "ab"}, "names should be a list"),
+        ({"names": ["a", 3]}, "3 is no relative name"),
+        *(
+            ({"names": ["a", name]}, "is no relative name with '/' between folders")
+            for name in ("../b", "/etc/b", "a/../../b", "a//b", "./b", "", ".", "..", "b/", "b\0")
+        ),
+        ({"codebook_size": "many"}, "its metadata cannot be read"),
+        ({"codebook_size": 63}, "has token 63, the codebook ends at 62"),
+        ({"downsample_factor": 4}, "give 8 x 12 pixels, not 16 x 20"),
+        ({"original_sizes": np.array([[16, 25], [1, 8]])}, "give 16 x 24 pixels, not 16 x 25"),
+        ({"original_sizes": np.array([[16, 20], [0, 8]])}, "give 8 x 8 pixels, not 0 x 8"),
+        ({"original_sizes": np.array([[16, 20]])}, r"original_sizes should be int64 \(2, 2\), got int64 \(1, 2\)"),
+        (
+            {"tokens": [np.zeros((2, 3)), np.zeros((1, 1))]},
+            r"should be uint16 or uint32 \(h,w\), got float64 \(2, 3\)",
+        ),
+        ({"tokens": [np.zeros(6, np.uint16)] * 2}, r"got uint16 \(6,\)"),
+        ({"tokens": [np.zeros((0, 3), np.uint16)] * 2}, r"got uint16 \(0, 3\)"),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = tmp_path / "t.safetensors"
+    write_tokens(path, token_file(**changes))
+    with pytest.raises(ValueError, match=rf"t\.safetensors is damaged: .*{message}"):
+        read_tokens(path)
+
+
+@pytest.mark.parametrize("missing", ["names", "model", "fingerprint", "codebook_size", "original_sizes"])
+def test_missing_parts_are_named(tmp_path: Path, missing: str) -> None:
+    path = tmp_path / "t.npz"
+    write_tokens(path, token_file())
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays.pop(missing, None)
+    metadata = json.loads(str(arrays["metadata"]))
+    metadata.pop(missing, None)
+    np.savez(path, **{**arrays, "metadata": np.array(json.dumps(metadata))})
+    with pytest.raises(ValueError, match=f"is damaged: {missing} is missing"):
+        read_tokens(path)
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    metadata = {"format": "lgq-tokens", "format_version": "2"}
+    save_file({"x": np.zeros(1)}, tmp_path / "t.safetensors", metadata)
+    with pytest.raises(ValueError, match="has format version 2, expected 1"):
+        read_tokens(tmp_path / "t.safetensors")

@@ -1,0 +1,85 @@
+"""What a finished run was: recipe, corpus, time and hardware, for the model card.
+
+python -m training.summary RUN --config RECIPE.yaml --output benchmarks/results/NAME.json [--note TEXT] [key=value ...]
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lgq_hf.files import atomic_file
+from training.train_tokenizer import Recipe, read_recipe
+
+
+def hours(rows: list[dict[str, Any]]) -> float:
+    """Hours of training in a log; `seconds` starts anew whenever the run was resumed."""
+    seconds = [row["seconds"] for row in rows]
+    ends = [a for a, b in itertools.pairwise(seconds) if b < a] + seconds[-1:]
+    return sum(ends) / 3600
+
+
+def corpus_summary(corpus: Path) -> dict[str, Any]:
+    """Pictures of the train split by package, and the manifest's hash."""
+    manifest = (corpus / "manifest.jsonl").read_bytes()
+    packages = Counter(row["package"] for row in map(json.loads, manifest.splitlines()) if row["split"] == "train")
+    sha256 = hashlib.sha256(manifest).hexdigest()
+    return {"manifest_sha256": sha256, "pictures": packages.total(), "packages": dict(sorted(packages.items()))}
+
+
+def hardware() -> str:
+    """The GPU's name, or the CPU's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} cores of {names[0]}" if names else platform.processor()
+
+
+def summary(run: Path, recipe: Recipe, note: str) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+        ValueError: where the log ends before the recipe does.
+    """
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    if not rows or rows[-1]["step"] != recipe.max_steps:
+        raise ValueError(f"{run} is not finished: step {rows[-1]['step'] if rows else 0} of {recipe.max_steps}")
+    fields = dataclasses.asdict(recipe)
+    del fields["corpus"], fields["output_dir"]  # where they lie on one machine
+    return {
+        "recipe": fields,
+        "steps": recipe.max_steps,
+        "hours": round(hours(rows), 2),
+        "hardware": hardware(),
+        "corpus": corpus_summary(Path(recipe.corpus)),
+        "last": rows[-1],
+        "validation_psnr": {row["step"]: row["validation_psnr"] for row in rows if "validation_psnr" in row},
+        "note": note,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--note", default="")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    result = summary(arguments.run, read_recipe(arguments.config, arguments.overrides), arguments.note)
+    with atomic_file(arguments.output) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
