@@ -6,14 +6,15 @@ model = LGQModel(config); model.load_state_dict(state_dict)
 
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lgq_hf import LGQConfig
+from lgq_hf.tokenizer.assignment import Distance
 
-_DISTANCES = {"l2_sq": "sq_l2", "cosine": "cosine", "dot": "dot"}
+_DISTANCES: dict[str, Distance] = {"l2_sq": "sq_l2", "cosine": "cosine", "dot": "dot"}
 _ENCODER_STAGES = ["256", "128", "64", "32", "16"]  # names of the stages, whatever the picture's size
 _BLOCK_NAMES = {"in_norm": "norm1", "out_norm": "norm2"}
 _RULES = [
@@ -71,6 +72,7 @@ def convert(checkpoint: dict[str, Any]) -> tuple[LGQConfig, dict[str, Tensor]]:
     code_dim = source["pre_quant.weight"].shape[0] if "pre_quant.weight" in source else None
     centers = source["quantize.centers"]
     levels = None
+    mode: Literal["vector", "per_channel", "product"]
     if options.get("flatten_channels"):
         mode, codebook_size = "vector", centers.shape[0]
     elif code_dim is None:

@@ -20,6 +20,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -30,6 +31,7 @@ from training.data import CropDataset, StepSampler, corpus_files
 from training.schedules import TemperatureSchedule, learning_rate_factor, temperature_at
 
 
+@strict
 @dataclasses.dataclass
 class Recipe:
     """One run. `model` and `processor` are the fields of `LGQConfig` and `LGQImageProcessor` that differ from default.
@@ -52,16 +54,16 @@ class Recipe:
     crop: int
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     processor: dict[str, Any] = dataclasses.field(default_factory=dict)
-    max_scale: float = 1.5
-    learning_rate: float = 1e-3
-    center_lr_scale: float = 10.0
-    weight_decay: float = 0.01
+    max_scale: float | int = 1.5
+    learning_rate: float | int = 1e-3
+    center_lr_scale: float | int = 10.0
+    weight_decay: float | int = 0.01
     warmup_steps: int = 200
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | int = 1.0
     init_method: str = "kmeans"
     init_pictures: int = 256
-    temperature_start: float = 1.0
-    temperature_end: float = 0.1
+    temperature_start: float | int = 1.0
+    temperature_end: float | int = 0.1
     temperature_schedule: TemperatureSchedule = "linear"
     temperature_steps: int = 0
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -79,7 +81,8 @@ def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
     """A recipe from a YAML file and `key=value` or `model.key=value` overrides (values are YAML too).
 
     Raises:
-        ValueError: for unknown or missing keys, a wrong type, or an override without `=`.
+        ValueError: for unknown or missing keys, or an override without `=`.
+        StrictDataclassFieldValidationError: for a value of a wrong type.
     """
     values = yaml.safe_load(Path(path).read_text()) or {}
     for override in overrides:
@@ -99,17 +102,14 @@ def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
     }
     if missing := sorted(required - set(values)):
         raise ValueError(f"{path} lacks {missing}")
-    for name, value in values.items():
-        expected = {int: (int,), float: (int, float), str: (str,), bool: (bool,), dict: (dict,)}
-        allowed = expected.get(fields[name].type, expected[dict] if "dict" in str(fields[name].type) else (str,))
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise ValueError(f"{name} must be {' or '.join(t.__name__ for t in allowed)}, got {value!r}")
     return Recipe(**values)
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """AdamW groups: the quantizer at its own rate, and no weight decay on it, on norms and on biases."""
-    quantizer, flat, rest = [], [], []
+    quantizer: list[nn.Parameter] = []
+    flat: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if name.startswith("quantizer."):
             quantizer.append(parameter)

@@ -203,7 +203,7 @@ class _ChunkedSoftAssign(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, a_ND: Tensor, b_KD: Tensor, centers_KC: Tensor, root: bool, hold_x: bool
     ) -> tuple[Tensor, ...]:
         rows, codes = a_ND.shape[0], b_KD.shape[0]
@@ -227,7 +227,7 @@ class _ChunkedSoftAssign(torch.autograd.Function):
         return sums[:, :-1] / sums[:, -1:], peak, usage, lse, index
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         d_soft, d_peak, d_usage, d_lse, _ = grads
         a_ND, b_KD, centers_KC, lse = ctx.saved_tensors
         rows, codes = a_ND.shape[0], b_KD.shape[0]

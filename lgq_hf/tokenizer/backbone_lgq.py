@@ -6,6 +6,7 @@ Shapes: B images, H W pixels, h w latent grid (h = H / f), b base width, C laten
 import itertools
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -13,10 +14,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_lgq import LGQConfig
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
+class LGQGroupNorm(nn.GroupNorm):
+    """GroupNorm that also takes a single value per group, such as a 1 x 1 grid has (normalised, it is the bias)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _group_norm(channels: int) -> LGQGroupNorm:
     """32 groups, or one where there are fewer than 32 channels (the published rule); eps 1e-5."""
     groups = math.gcd(32, channels) if channels >= 32 else 1
-    return nn.GroupNorm(groups, channels)
+    return LGQGroupNorm(groups, channels)
 
 
 class LGQResnetBlock(GradientCheckpointingLayer):
@@ -54,17 +63,17 @@ class LGQAttentionBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """See the class."""
         normed = self.norm(hidden_states)
-        heads = (self._heads(layer(normed)) for layer in (self.q, self.k, self.v))
-        attended = F.scaled_dot_product_attention(*heads).transpose(2, 3)
+        q, k, v = (self._heads(layer(normed)) for layer in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
         return hidden_states + self.proj(attended.reshape(hidden_states.shape))
 
 
-def _stage(channels: int, config: LGQConfig, *, last: bool) -> nn.ModuleList:
+def _stage(channels: int, config: LGQConfig, *, last: bool) -> nn.Sequential:
     """The residual blocks of one resolution; the last resolution has attention behind them."""
     blocks: list[nn.Module] = [LGQResnetBlock(channels) for _ in range(config.num_res_blocks)]
     if last and config.bottleneck_attention:
         blocks.append(LGQAttentionBlock(channels, config.num_attention_heads))
-    return nn.ModuleList(blocks)
+    return nn.Sequential(*blocks)
 
 
 class LGQEncoder(nn.Module):
@@ -84,7 +93,7 @@ class LGQEncoder(nn.Module):
             nn.Conv2d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in itertools.pairwise(widths)
         )
         self.to_emb = nn.Conv2d(widths[-1], config.latent_channels, 1)
-        self.emb_norm = nn.GroupNorm(math.gcd(8, config.latent_channels), config.latent_channels)
+        self.emb_norm = LGQGroupNorm(math.gcd(8, config.latent_channels), config.latent_channels)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """See the class."""
@@ -92,8 +101,7 @@ class LGQEncoder(nn.Module):
         for i, stage in enumerate(self.stages):
             if i > 0:
                 hidden_states = self.downsamplers[i - 1](hidden_states)
-            for block in stage:
-                hidden_states = block(hidden_states)
+            hidden_states = stage(hidden_states)
         return self.emb_norm(self.to_emb(hidden_states))
 
 
@@ -122,8 +130,7 @@ class LGQDecoder(nn.Module):
         for i, stage in enumerate(self.stages):
             if i > 0:
                 hidden_states = self.upsamplers[i - 1](hidden_states)
-            for block in stage:
-                hidden_states = block(hidden_states)
+            hidden_states = stage(hidden_states)
         return self.out(hidden_states)
 
 

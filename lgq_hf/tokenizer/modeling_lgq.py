@@ -45,10 +45,10 @@ class LGQEncoderOutput(ModelOutput):
             Detached terms of that loss, and the batch's perplexities and codebook usage.
     """
 
-    image_tokens: torch.LongTensor | None = None
-    quantized_last_hidden_state: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    embedding_loss: torch.FloatTensor | None = None
+    image_tokens: Tensor | None = None
+    quantized_last_hidden_state: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    embedding_loss: Tensor | None = None
     statistics: dict[str, Tensor] | None = None
 
 
@@ -61,16 +61,16 @@ class LGQDecoderOutput(ModelOutput):
             The picture in the processor's normalised space; `LGQImageProcessor.postprocess` makes pictures of it.
     """
 
-    decoded_pixel_values: torch.FloatTensor | None = None
+    decoded_pixel_values: Tensor | None = None
 
 
 @dataclass
 class LGQOutput(ModelOutput):
     """What [`LGQModel`] returns: fields as in [`LGQEncoderOutput`] and [`LGQDecoderOutput`]."""
 
-    decoded_pixel_values: torch.FloatTensor | None = None
-    image_tokens: torch.LongTensor | None = None
-    embedding_loss: torch.FloatTensor | None = None
+    decoded_pixel_values: Tensor | None = None
+    image_tokens: Tensor | None = None
+    embedding_loss: Tensor | None = None
     statistics: dict[str, Tensor] | None = None
 
 
@@ -80,7 +80,7 @@ class LGQPreTrainedModel(PreTrainedModel):
     config: LGQConfig
     base_model_prefix = "lgq"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["LGQResnetBlock", "LGQAttentionBlock", "LGQVectorQuantizer", "LGQScalarQuantizer"]
     _keep_in_fp32_modules_strict = ["quantizer"]
@@ -102,13 +102,14 @@ class LGQPreTrainedModel(PreTrainedModel):
             ValueError: where a tensor is missing, unexpected or (without `ignore_mismatched_sizes`) of another shape.
         """
         # mismatches are let through here because transformers names them in its log alone
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *model_args,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **kwargs,
         )
+        model, info = loaded
         found = {"missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"])}
         if not ignore_mismatched_sizes:
             found["of another shape"] = [

@@ -82,6 +82,9 @@ class Quantizer(nn.Module):
         """Places the codes according to latents (B, C, h, w); a quantizer with nothing to place does nothing."""
         raise NotImplementedError
 
+    def set_temperature(self, temperature: float) -> None:
+        """Sets the softmax temperature of training; a quantizer without one has nothing to set."""
+
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Quantizes latents (B, C, h, w) of any float dtype.
 
@@ -151,11 +154,11 @@ class Quantizer(nn.Module):
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, carrier: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, carrier: Tensor) -> Tensor:
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
 
 
@@ -170,13 +173,13 @@ def straight_through(value: Tensor, carrier: Tensor) -> Tensor:
 
 class _MeanOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         mean = tensor.clone()
         dist.all_reduce(mean)
         return mean / dist.get_world_size()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         mean = grad.clone()
         dist.all_reduce(mean)
         return mean / dist.get_world_size()

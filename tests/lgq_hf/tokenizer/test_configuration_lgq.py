@@ -112,8 +112,8 @@ CONTRADICTIONS = [
         for value in (0, -3)
     ),
     ({"code_dim": 0}, "code_dim must be at least 1 or None, got 0"),
-    ({"channel_multiplier": []}, r"channel_multiplier needs one positive width per stage, got \[\]"),
-    ({"channel_multiplier": [1, 0, 2]}, r"channel_multiplier needs one positive width per stage, got \[1, 0, 2\]"),
+    ({"channel_multiplier": []}, r"channel_multiplier needs a positive width per stage, got \[\]"),
+    ({"channel_multiplier": [1, 0, 2]}, r"channel_multiplier needs a positive width per stage, got \[1, 0, 2\]"),
     ({"levels": [128, 128]}, r"levels=\[128, 128\] needs codebook_mode='product', got 'vector'"),
     (
         {"levels": [4, 4, 2], "codebook_mode": "per_channel"},

@@ -122,3 +122,14 @@ def test_empty_batch(model: LGQModel, autocast: bool, make_pixels: Callable[...,
     assert encoded.image_tokens.dtype == torch.int64
     assert encoded.quantized_last_hidden_state.shape == (0, model.config.quantizer_dim, 2, 3)
     assert decoded.shape == output.decoded_pixel_values.shape == pixels.shape
+
+
+def test_a_single_token(model: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
+    """One picture of one grid position: a single value per channel for the norms, in both modes."""
+    pixels = make_pixels(model, 1, (1, 1))
+    tokens = model(pixels).image_tokens
+    output = model.train()(pixels)
+    assert torch.equal(output.image_tokens, tokens)
+    (output.decoded_pixel_values.square().mean() + output.embedding_loss).backward()
+    assert output.decoded_pixel_values.shape == pixels.shape
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

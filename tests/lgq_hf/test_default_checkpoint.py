@@ -1,0 +1,89 @@
+"""The checkpoint inside the package, and the package as a wheel."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import photographs
+from lgq_hf import LGQImageProcessor, LGQTokenizer, default_checkpoint
+from lgq_hf.metrics.reconstruction import psnr
+
+ROOT = Path(__file__).parents[2]
+TOKENIZE = """
+import torch, sys
+from PIL import Image
+from lgq_hf import LGQImageProcessor, LGQTokenizer, default_checkpoint
+processor = LGQImageProcessor.from_pretrained(default_checkpoint())
+batch = processor(Image.open(sys.argv[1]), return_tensors="pt")
+with torch.inference_mode():
+    tokens = LGQTokenizer.from_pretrained(default_checkpoint()).encode(batch["pixel_values"]).image_tokens
+print(default_checkpoint(), tokens.sum().item())
+"""
+
+
+def reconstruct(picture: Image.Image) -> tuple[torch.Tensor, float]:
+    """Tokens and PSNR of a picture under the embedded checkpoint."""
+    tokenizer = LGQTokenizer.from_pretrained(default_checkpoint())
+    processor = LGQImageProcessor.from_pretrained(default_checkpoint())
+    batch = processor(picture, return_tensors="pt")
+    with torch.inference_mode():
+        tokens = tokenizer.encode(batch["pixel_values"]).image_tokens
+        decoded = tokenizer.decode(tokens).decoded_pixel_values
+    pair = [processor.postprocess(x, batch["original_sizes"], "pt") for x in (batch["pixel_values"], decoded)]
+    return tokens, float(psnr(*pair)[0])
+
+
+def test_it_is_small_and_complete() -> None:
+    files = {file.name: file.stat().st_size for file in default_checkpoint().iterdir()}
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert sum(files.values()) <= 15e6
+
+
+@pytest.mark.parametrize("name", photographs.NAMED)
+def test_it_reconstructs_photographs(name: str) -> None:
+    tokens, decibels = reconstruct(photographs.load(name))
+    assert tokens.shape == (1, 32, 32)
+    assert tokens.unique().numel() > 100
+    assert decibels > 19
+
+
+def test_its_config_names_no_code_of_a_checkpoint_that_has_none() -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        assert "auto_map" not in (default_checkpoint() / name).read_text()
+
+
+def test_a_copy_of_it_carries_its_code(tmp_path: Path) -> None:
+    LGQTokenizer.from_pretrained(default_checkpoint()).save_pretrained(tmp_path)
+    assert "auto_map" in (tmp_path / "config.json").read_text()
+    assert (tmp_path / "quantizer_lgq.py").is_file()
+
+
+@pytest.mark.slow
+def test_the_wheel_works_from_elsewhere(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    source = tmp_path / "source"  # a build leaves folders behind, and takes over what an earlier one left
+    shutil.copytree(ROOT / "lgq_hf", source / "lgq_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [*pip, "wheel", str(source), "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run(build, check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "lgq_hf/pretrained/lgq-default/model.safetensors" in names and "lgq_hf/py.typed" in names
+    assert {name.split("/")[0] for name in names if not name.startswith("lgq_hf-")} == {"lgq_hf"}
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    photographs.load("coffee.png").save(tmp_path / "coffee.png")
+    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", TOKENIZE, str(tmp_path / "coffee.png")]
+    printed = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    folder, total = printed.split()
+    assert folder.startswith(str(site))
+    assert int(total) == reconstruct(photographs.load("coffee.png"))[0].sum().item()
