@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--note", default="")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     result = summary(arguments.run, read_recipe(arguments.config, arguments.overrides), arguments.note)
     with atomic_file(arguments.output) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
