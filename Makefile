@@ -15,7 +15,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed  ## tokenize sample photographs with the embedded checkpoint
-	$(BIN)/python demo/demo.py
+	$(BIN)/python -m demo.demo
 
 test: $(VENV)/.installed  ## the whole suite
 	$(BIN)/python -m pytest

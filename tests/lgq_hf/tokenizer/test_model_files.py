@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -173,6 +174,39 @@ def test_offloaded_to_disk(
         codes = model.quantizer.codes_from_tokens(tokens)
         assert torch.equal(loaded.quantizer.codes_from_tokens(tokens), codes)
         assert torch.equal(loaded.decode_codes(codes).decoded_pixel_values, decoded)
+
+
+class _Counter(ModelHook):
+    """Counts as accelerate's hooks see them the calls of the module that it sits on."""
+
+    def __init__(self) -> None:
+        self.before = self.after = 0
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.before += 1
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        self.after += 1
+        return output
+
+
+@torch.no_grad()
+def test_hooks_see_more_than_forward(model: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
+    """Where the whole model waits on another device, its hook must run before every public method."""
+    pixels = make_pixels(model)
+    encoded = model.encode(pixels)
+    calls: list[Callable[[], Any]] = [
+        lambda: model.encode(pixels),
+        lambda: model.decode(image_tokens=encoded.image_tokens),
+        lambda: model.decode_codes(encoded.quantized_last_hidden_state),
+    ]
+    for call in calls:
+        counter = _Counter()
+        add_hook_to_module(model, counter)
+        call()
+        assert counter.before == counter.after >= 1
+        remove_hook_from_module(model)
 
 
 # --- that nothing else is taken for one

@@ -176,6 +176,26 @@ def test_training_and_evaluation_choose_the_same_tokens(model: LGQModel, make_pi
 
 
 @torch.no_grad()
+def test_the_parts_in_their_order(model: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
+    pixels, projected = make_pixels(model), model.config.code_dim is not None
+    encoded = model.encode(pixels)
+    latents = F.layer_norm(
+        model.encoder(pixels).movedim(1, -1),
+        (model.config.latent_channels,),
+        model.pre_quant_norm.weight,
+        model.pre_quant_norm.bias,
+        1e-5,
+    ).movedim(-1, 1)
+    latents = model.pre_quant(latents) if projected else latents
+    torch.testing.assert_close(encoded.last_hidden_state, latents, rtol=0, atol=1e-6)
+    assert torch.equal(model.latents(pixels), encoded.last_hidden_state)
+    codes = model.quantizer(latents).codes
+    assert torch.equal(encoded.quantized_last_hidden_state, codes)
+    decoded = model.decoder(model.post_quant(codes) if projected else codes)
+    assert torch.equal(model.decode_codes(codes).decoded_pixel_values, decoded)
+
+
+@torch.no_grad()
 def test_keywords_and_positions_mean_the_same(model: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
     pixels = make_pixels(model)
     tokens = model.encode(pixel_values=pixels).image_tokens
