@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 # torch comes first and exactly, so that nothing else pulls another build of it.
 TORCH := $(shell grep '^torch==' constraints.txt)
+# For example TORCH_ARGS="--index-url <address of PyTorch's CPU builds>" where pip's default would bring CUDA.
+TORCH_ARGS ?=
 
 .PHONY: demo test check clean render
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_ARGS) $(TORCH)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -26,7 +28,8 @@ check: $(VENV)/.installed  ## style, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-render: $(VENV)/.installed  ## README and cards from results/*.json
+render: demo  ## README, its picture and cards from results/*.json
+	cp demo/reconstruction.png docs/images/reconstruction.png
 	$(BIN)/python -m model_cards.render
 
 clean:

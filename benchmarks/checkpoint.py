@@ -118,6 +118,7 @@ def measure(source: str, corpus: Path | None) -> dict[str, Any]:
     config = model.config
     return result | {
         "codebook_size": config.codebook_size,
+        "code_dim": config.quantizer_dim,
         "downsampling_factor": config.spatial_downsample_factor,
         "bits_per_pixel": config.bits_per_pixel,
         "parameters": model.num_parameters(),

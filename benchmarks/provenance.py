@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -31,7 +31,7 @@ def _cpu() -> str:
 
 def provenance() -> dict[str, Any]:
     """Commit (with `+changes` where the code that is measured differs from it), versions and hardware."""
-    changed = _git("status", "--porcelain", "--", "lgq_hf/*.py", "benchmarks/*.py", "training/*.py")
+    changed = _git("status", "--porcelain", "--", "lgq_hf", "benchmarks/*.py", "training/*.py")
     return {
         "commit": _git("rev-parse", "HEAD") + ("+changes" if changed else ""),
         "versions": {

@@ -14,6 +14,16 @@ from torch import Tensor
 from lgq_hf import LGQConfig
 from lgq_hf.tokenizer.assignment import Distance
 
+_OPTIONS = {
+    "distance_type",
+    "flatten_channels",
+    "image_size",
+    "lambda_bins",
+    "lambda_floor",
+    "lambda_peak",
+    "p_min",
+    "tau_end",
+}
 _DISTANCES: dict[str, Distance] = {"l2_sq": "sq_l2", "cosine": "cosine", "dot": "dot"}
 _ENCODER_STAGES = ["256", "128", "64", "32", "16"]  # names of the stages, whatever the picture's size
 _BLOCK_NAMES = {"in_norm": "norm1", "out_norm": "norm2"}
@@ -60,12 +70,19 @@ def convert(checkpoint: dict[str, Any]) -> tuple[LGQConfig, dict[str, Tensor]]:
             the arguments only decide what the tensors do not show (distance, mode, weights of the loss, temperature).
 
     Raises:
-        ValueError: for keys that are unknown, a distance that is unknown, or a file without `enc.emb_norm` (early
+        ValueError: for keys that are unknown or missing, a distance that is unknown, a codebook that was never
+            initialised, or a file without `enc.emb_norm` (early
             releases had another encoder under the same names).
     """
+    if missing := {"model_state_dict", "config"} - set(checkpoint):
+        raise ValueError(f"not a checkpoint of the official LGQ trainer: it lacks {sorted(missing)}")
     source, options = checkpoint["model_state_dict"], checkpoint["config"]
+    if missing := _OPTIONS - set(options):
+        raise ValueError(f"the checkpoint's config lacks {sorted(missing)}")
     if "enc.emb_norm.weight" not in source:
         raise ValueError("no enc.emb_norm in the checkpoint: it is of an early release whose encoder differs")
+    if int(source.get("quantize._inited", 1)) == 0:
+        raise ValueError("the codebook was never initialised (quantize._inited is 0): the model saw no batch")
     state_dict = {ours: tensor for key, tensor in source.items() if (ours := rename(key)) is not None}
     base = source["enc.stem.weight"].shape[0]
     latent_channels = source["enc.to_emb.weight"].shape[0]
@@ -73,7 +90,7 @@ def convert(checkpoint: dict[str, Any]) -> tuple[LGQConfig, dict[str, Tensor]]:
     centers = source["quantize.centers"]
     levels = None
     mode: Literal["vector", "per_channel", "product"]
-    if options.get("flatten_channels"):
+    if options["flatten_channels"]:
         mode, codebook_size = "vector", centers.shape[0]
     elif code_dim is None:
         mode, codebook_size = "per_channel", centers.shape[1]

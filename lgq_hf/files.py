@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,10 @@ from pathlib import Path
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return  # Windows does not open folders
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -20,7 +24,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; when the block ends without an error, it replaces `path` at once."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
         _fsync(temporary)
@@ -42,6 +46,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary, old = temporary_name(path), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)  # a kill fell between the two renames below
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -28,7 +28,7 @@ def quality_table(result: dict[str, Any]) -> str:
     """A row per test set: pictures, PSNR, SSIM, codes used and entropy."""
     names = {
         "photographs": "scikit-image: astronaut, camera, chelsea, coffee, rocket",
-        "all_photographs": "all photographs of scikit-image",
+        "all_photographs": "those, and nine more of its pictures",
         "corpus_test": "test packages of the corpus",
     }
     lines = [
@@ -60,11 +60,22 @@ def provenance_line(result: dict[str, Any]) -> str:
     return f"Measured at commit `{result['commit'][:12]}` with {versions}; weights sha256 `{weights}`."
 
 
+def stage_line(training: dict[str, Any]) -> str:
+    """One stage of training: steps, crops, hours, hardware, and what was out of the ordinary."""
+    recipe = training["recipe"]
+    return (
+        f"{training['steps']} optimizer steps of {recipe['batch_size']} crops of {recipe['crop']} px, "
+        f"{training['hours']:.1f} hours on {training['hardware']}. {training['note']}"
+    )
+
+
 def render_default_card() -> str:
     """The card of the checkpoint inside the package."""
-    result, training = _load("lgq_default"), _load("lgq_default_training")
+    result = _load("lgq_default")
+    stages = [_load("lgq_default_stage1_training"), _load("lgq_default_training")]
+    corpus = stages[-1]["corpus"]
     template = Template((ROOT / "model_cards" / "lgq-default.template.md").read_text())
-    counts = ", ".join(f"{name} ({count})" for name, count in sorted(training["corpus"]["packages"].items()))
+    counts = ", ".join(f"{name} ({count})" for name, count in sorted(corpus["packages"].items()))
     return template.substitute(
         quality=quality_table(result),
         speed=speed_line(result),
@@ -74,14 +85,11 @@ def render_default_card() -> str:
         factor=result["downsampling_factor"],
         bits=f"{result['bits_per_pixel']:.4f}",
         packages=counts,
-        pictures=training["corpus"]["pictures"],
-        manifest=training["corpus"]["manifest_sha256"][:12],
-        steps=training["steps"],
-        batch_size=training["recipe"]["batch_size"],
-        crop=training["recipe"]["crop"],
-        hours=f"{training['hours']:.1f}",
-        hardware=training["hardware"],
-        note=training["note"],
+        files=corpus["files"],
+        pictures=corpus["source_pictures"],
+        manifest=corpus["manifest_sha256"][:12],
+        stages="\n".join(f"{number}. {stage_line(stage)}" for number, stage in enumerate(stages, 1)),
+        code_dim=result["code_dim"],
         psnr=f"{result['photographs']['psnr']:.2f}",
         ssim=f"{result['photographs']['ssim']:.4f}",
     )

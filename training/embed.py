@@ -1,6 +1,6 @@
 """Puts a finished run's model into the package, without the code that a checkpoint carries elsewhere.
 
-    python -m training.embed runs/lgq_default/final lgq-default
+python -m training.embed runs/lgq_default/final lgq-default
 """
 
 import argparse

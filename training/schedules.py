@@ -6,12 +6,12 @@ from typing import Literal
 TemperatureSchedule = Literal["constant", "linear", "cosine"]
 
 
-def learning_rate_factor(step: int, *, warmup_steps: int, max_steps: int, final: float = 0.0) -> float:
-    """Factor in [0, 1] on the base rate: linear up to 1 over `warmup_steps`, then a half cosine down to `final`."""
+def learning_rate_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
+    """Factor in [0, 1] on the base rate: linear up to 1 over `warmup_steps`, then a half cosine down to 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
-    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def temperature_at(step: int, *, start: float, end: float, steps: int, schedule: TemperatureSchedule) -> float:

@@ -6,7 +6,6 @@ python -m training.summary RUN --config RECIPE.yaml --output benchmarks/results/
 import argparse
 import dataclasses
 import hashlib
-import itertools
 import json
 import platform
 from collections import Counter
@@ -19,19 +18,17 @@ from lgq_hf.files import atomic_file
 from training.train_tokenizer import Recipe, read_recipe
 
 
-def hours(rows: list[dict[str, Any]]) -> float:
-    """Hours of training in a log; `seconds` starts anew whenever the run was resumed."""
-    seconds = [row["seconds"] for row in rows]
-    ends = [a for a, b in itertools.pairwise(seconds) if b < a] + seconds[-1:]
-    return sum(ends) / 3600
-
-
 def corpus_summary(corpus: Path) -> dict[str, Any]:
-    """Pictures of the train split by package, and the manifest's hash."""
+    """Files and source pictures of the train split, files by package, and the manifest's hash."""
     manifest = (corpus / "manifest.jsonl").read_bytes()
-    packages = Counter(row["package"] for row in map(json.loads, manifest.splitlines()) if row["split"] == "train")
-    sha256 = hashlib.sha256(manifest).hexdigest()
-    return {"manifest_sha256": sha256, "pictures": packages.total(), "packages": dict(sorted(packages.items()))}
+    rows = [row for row in map(json.loads, manifest.splitlines()) if row["split"] == "train"]
+    packages = Counter(row["package"] for row in rows)
+    return {
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "files": len(rows),
+        "source_pictures": len({row["source_sha256"] for row in rows}),
+        "packages": dict(sorted(packages.items())),
+    }
 
 
 def hardware() -> str:
@@ -55,10 +52,11 @@ def summary(run: Path, recipe: Recipe, note: str) -> dict[str, Any]:
         raise ValueError(f"{run} is not finished: step {rows[-1]['step'] if rows else 0} of {recipe.max_steps}")
     fields = dataclasses.asdict(recipe)
     del fields["corpus"], fields["output_dir"]  # where they lie on one machine
+    fields["start_from"] = Path(recipe.start_from).parent.name  # the run's name
     return {
         "recipe": fields,
         "steps": recipe.max_steps,
-        "hours": round(hours(rows), 2),
+        "hours": round(rows[-1]["seconds"] / 3600, 2),
         "hardware": hardware(),
         "corpus": corpus_summary(Path(recipe.corpus)),
         "last": rows[-1],

@@ -7,11 +7,8 @@ A run that finds checkpoints in its output folder goes on from the newest one.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import json
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +23,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
-from lgq_hf.files import atomic_folder, temporary_name
+from lgq_hf.files import atomic_folder
+from lgq_hf.metrics.reconstruction import psnr
 from training.data import CropDataset, StepSampler, corpus_files
+from training.run_state import Log, check_recipe, newest_checkpoint, save_checkpoint, stop_unless_finite
 from training.schedules import TemperatureSchedule, learning_rate_factor, temperature_at
 
 
@@ -44,6 +43,8 @@ class Recipe:
         init_method: how the codebook is placed on the latents of `init_pictures` crops before the first step.
         temperature_steps: optimizer steps from the first temperature to the last; 0 for all of them.
         compile: `torch.compile` for encoder and decoder.
+        start_from: folder of a model whose tensors of the same name and shape are taken over at step 0; the codebook
+            is placed anew. Empty for random weights.
         validation_pictures: validation crops for the PSNR in the log.
     """
 
@@ -74,7 +75,17 @@ class Recipe:
     checkpoint_every: int = 500
     checkpoints_kept: int = 2
     validation_pictures: int = 64
+    start_from: str = ""
     seed: int = 0
+
+    def validate_ranges(self) -> None:
+        """Refuses counts below one, and crops that would be enlarged (`ValueError`)."""
+        counts = ("max_steps", "batch_size", "crop", "log_every", "checkpoint_every", "checkpoints_kept")
+        for name in (*counts, "init_pictures", "validation_pictures"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_scale < 1:
+            raise ValueError(f"max_scale must be at least 1, got {self.max_scale}")
 
 
 def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
@@ -139,6 +150,21 @@ def init_codebook(model: LGQModel, recipe: Recipe, processor: LGQImageProcessor)
     model.quantizer.init_from(latents, recipe.init_method, torch.Generator().manual_seed(recipe.seed))
 
 
+def take_over(model: LGQModel, folder: str) -> str:
+    """Copies the tensors of the model in `folder` that have the same name and shape in `model`; returns how many.
+
+    Raises:
+        ValueError: where not one tensor fits.
+    """
+    source, target = LGQModel.from_pretrained(folder).state_dict(), model.state_dict()
+    shapes = {name: tensor.shape for name, tensor in target.items()}
+    fitting = {name: tensor for name, tensor in source.items() if tensor.shape == shapes.get(name)}
+    if not fitting:
+        raise ValueError(f"no tensor of {folder} has the name and shape of one of this model's")
+    model.load_state_dict(fitting, strict=False)
+    return f"took over {len(fitting)} of {len(target)} tensors from {folder}"
+
+
 @torch.no_grad()
 def validation_psnr(model: LGQModel, recipe: Recipe, processor: LGQImageProcessor) -> float:
     """Mean PSNR in dB over `validation_pictures` fixed validation crops, of pictures with values in [0, 1]."""
@@ -147,46 +173,10 @@ def validation_psnr(model: LGQModel, recipe: Recipe, processor: LGQImageProcesso
     values: list[Tensor] = []
     for _ in range(math.ceil(recipe.validation_pictures / recipe.batch_size)):
         pixels = next(batches)["pixel_values"].to(model.device)
-        pair = (processor.postprocess(x, output_type="pt") for x in (pixels, model(pixels).decoded_pixel_values))
-        error = torch.stack([(a - b).square().mean() for a, b in zip(*pair, strict=True)])
-        values.append(-10 * error.log10())
+        decoded = model(pixels).decoded_pixel_values
+        values.append(psnr(*(processor.postprocess(x, output_type="pt") for x in (pixels, decoded))))
     model.train()
     return float(torch.cat(values).mean())
-
-
-def newest_checkpoint(output: Path) -> tuple[Path | None, int]:
-    """The newest complete checkpoint of a run and its step; `(None, 0)` for a new run."""
-    found = sorted(output.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-    return (found[-1], int(found[-1].name.split("-")[1])) if found else (None, 0)
-
-
-def save_checkpoint(accelerator: Accelerator, recipe: Recipe, step: int) -> None:
-    """Writes `checkpoint-<step>` as a whole or not at all, and removes the oldest beyond `checkpoints_kept`."""
-    output = Path(recipe.output_dir)
-    name = f"checkpoint-{step:08d}"
-    with contextlib.ExitStack() as stack:
-        if accelerator.is_main_process:
-            stack.enter_context(atomic_folder(output / name))
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(temporary_name(output / name)))  # every process adds its random state
-        accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        for folder in sorted(output.glob("checkpoint-*"))[: -recipe.checkpoints_kept]:
-            shutil.rmtree(folder)
-
-
-class Log:
-    """`log.jsonl`: a line per logged step; lines after the resumed step are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Appends one row."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def train(recipe: Recipe) -> Path:
@@ -196,7 +186,7 @@ def train(recipe: Recipe) -> Path:
     output = Path(recipe.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     config = LGQConfig(**recipe.model)
-    processor = LGQImageProcessor(pad_to_multiple_of=config.spatial_downsample_factor, **recipe.processor)
+    processor = LGQImageProcessor(**recipe.processor, pad_to_multiple_of=config.spatial_downsample_factor)
     model = LGQModel(config).to(accelerator.device).train()
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = model.to(memory_format=memory_format)
@@ -204,7 +194,11 @@ def train(recipe: Recipe) -> Path:
         model.encoder.compile()
         model.decoder.compile()
     checkpoint, step = newest_checkpoint(output)
+    if accelerator.is_main_process:
+        check_recipe(output, recipe, resuming=checkpoint is not None)
     if checkpoint is None:
+        if recipe.start_from:
+            accelerator.print(take_over(model, recipe.start_from))
         init_codebook(model, recipe, processor)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.95))
     loader = crops(
@@ -221,19 +215,17 @@ def train(recipe: Recipe) -> Path:
         row = train_step(accelerator, wrapped, model, optimizer, pixels, recipe, step)
         step += 1
         progress.update()
-        last = step == recipe.max_steps
-        if step % recipe.log_every == 0 or last:
+        saving = step % recipe.checkpoint_every == 0 or step == recipe.max_steps
+        if saving or step % recipe.log_every == 0:
+            stop_unless_finite(accelerator, row, step)
             values = {name: float(value) for name, value in row.items()}
-            if not math.isfinite(values["loss"]):
-                raise FloatingPointError(f"loss is {values['loss']} at step {step}; the last checkpoint is kept")
-            values["seconds"] = round(time.perf_counter() - started, 2)
             progress.set_postfix({name: f"{values[name]:.3g}" for name in ("l1", "codebook_usage")})
-            if step % recipe.checkpoint_every == 0 or last:
+            if saving:
                 values["validation_psnr"] = validation_psnr(model, recipe, processor)
             if log is not None:
-                log.write({"step": step, **values})
-        if step % recipe.checkpoint_every == 0 or last:
-            save_checkpoint(accelerator, recipe, step)
+                log.write({"step": step, **values}, time.perf_counter() - started)
+        if saving:
+            save_checkpoint(accelerator, output, step, recipe.checkpoints_kept)
     progress.close()
     if accelerator.is_main_process:
         with atomic_folder(output / "final") as folder:

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from .model import SHORT, Checkpoint, load_checkpoint
 
 # where the parts of a model that are neither encoder, quantizer nor decoder are counted
@@ -52,8 +54,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bits_per_pixel": config.bits_per_pixel,
         "bits_per_picture": config.num_image_tokens * math.log2(config.codebook_size),
         "parameters": {**parameters, "total": sum(parameters.values())},
-        "image_mean": list(processor.image_mean),
-        "image_std": list(processor.image_std),
+        "image_mean": np.broadcast_to(processor.image_mean, config.in_channels).tolist(),
+        "image_std": np.broadcast_to(processor.image_std, config.in_channels).tolist(),
         "weights_bytes": sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors")),
     }
 

@@ -1,4 +1,4 @@
-"""Reads the arguments of `lgq` and runs one command. The commands import torch: here it would slow down `--help`."""
+"""Reads the arguments of `lgq` and runs one command; commands are imported when they are needed."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from types import FrameType
 from lgq_hf._version import __version__
 
 EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 128 + signal.SIGINT
-EXIT_STATUS = "Exit status: 0 all done, 1 some pictures failed (listed at the end), 2 wrong usage or nothing done."
+EXIT_STATUS = "Exit status: 0 all done, 1 some pictures failed (listed at the end), 2 wrong usage or nothing to do."
 
 
 def _size(text: str) -> int:

@@ -74,7 +74,7 @@ def write_tokens(path: Path, file: TokenFile) -> None:
     }
     with atomic_file(path) as temporary:
         if path.suffix == ".npz":
-            np.savez(temporary, allow_pickle=False, metadata=np.array(json.dumps(metadata)), **tensors)
+            np.savez(temporary, metadata=np.array(json.dumps(metadata)), **tensors)
         else:
             save_file(tensors, temporary, metadata=metadata)
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Distance = Literal["sq_l2", "l2", "cosine", "dot"]
@@ -61,7 +62,8 @@ def soft_assign(
     Args:
         x_NC: (N, C) latent vectors, any float dtype; N may be 0 (`usage_K` is then all zero).
         centers_KC: (K, C) codes.
-        temperature: tau > 0; a tensor with one element gets a gradient if it requires one.
+        temperature: tau > 0; a tensor with one element gets a gradient if it requires one (its value is not checked:
+            that would wait for the device).
         widths_K: (K,) positive widths by which similarities are divided; `None` for 1.
         distance: `"sq_l2"`, `"l2"`, `"cosine"` or `"dot"`; see the top of this file.
         hold_x: `soft_codes_NC` passes its gradient to the centers (and widths and temperature) alone, as if it had
@@ -103,9 +105,10 @@ def nearest_code(
 ) -> Tensor:
     """Index (N,) int64 of the code that wins each row: argmax_k s_nk / width_k, the lowest index on ties.
 
-    Arguments and errors as in [`soft_assign`]. Distances are computed from differences, in fp32 (fp64 for fp64
-    input), so that the result does not depend on how many rows are looked up together. `"l2"` and `"sq_l2"` choose
-    the same code unless there are widths. Not differentiable.
+    Arguments and errors as in [`soft_assign`]; fp32, or fp64 for fp64 input. Not differentiable. Euclidean distances
+    are computed from differences, so that the result does not depend on how many rows are looked up together; cosine
+    and dot are matrix products, where it may within rounding. `"l2"` and `"sq_l2"` choose the same code unless there
+    are widths.
     """
     _check(x_NC, centers_KC, widths_K, distance, backend)
     dtype = torch.float64 if torch.float64 in (x_NC.dtype, centers_KC.dtype) else torch.float32
@@ -227,6 +230,7 @@ class _ChunkedSoftAssign(torch.autograd.Function):
         return sums[:, :-1] / sums[:, -1:], peak, usage, lse, index
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         d_soft, d_peak, d_usage, d_lse, _ = grads
         a_ND, b_KD, centers_KC, lse = ctx.saved_tensors

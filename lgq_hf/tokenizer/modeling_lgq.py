@@ -189,8 +189,8 @@ class LGQModel(LGQPreTrainedModel):
             [`LGQEncoderOutput`]; `embedding_loss` and `statistics` in training mode only.
 
         Raises:
-            ValueError: for another rank, channel count or dtype, a size that the factor does not divide, or (in
-                evaluation mode) pixels that are NaN or infinite.
+            ValueError: for another rank, channel count or dtype, a size that the factor does not divide, or
+                pixels that are NaN or infinite (not looked for in training on an accelerator, and in compiled graphs).
             TypeError: for pixels that are not a tensor.
         """
         latents = self.latents(pixel_values)
@@ -264,7 +264,7 @@ class LGQModel(LGQPreTrainedModel):
                 f"{factor} pixels: pad to {max(1, -(-height // factor)) * factor} x "
                 f"{max(1, -(-width // factor)) * factor} with LGQImageProcessor(do_pad=True)"
             )
-        if self.training or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (self.training and pixel_values.device.type != "cpu"):
             return  # a step of training must not wait for the device; its loss shows what is not finite
         if not torch.isfinite(pixel_values).all():
             raise ValueError("pixel_values hold NaN or infinite values")

@@ -133,8 +133,12 @@ class Quantizer(nn.Module):
             raise ValueError(f"expected image_tokens ({expected}), got shape {tuple(image_tokens.shape)}")
         if image_tokens.is_floating_point() or image_tokens.is_complex() or image_tokens.dtype == torch.bool:
             raise ValueError(f"expected integer image_tokens, got {image_tokens.dtype}")
-        if image_tokens.numel() == 0 or torch.compiler.is_compiling():
-            return  # a compiled graph cannot branch on values; the embedding lookup itself fails there
+        if torch.compiler.is_compiling():  # a graph cannot branch on values: it stops instead, with a RuntimeError
+            inside = (image_tokens >= 0) & (image_tokens.long() < self.codebook_size)
+            torch._assert_async(inside.all(), f"image_tokens must lie in [0, {self.codebook_size})")
+            return
+        if image_tokens.numel() == 0:
+            return
         low, high = (int(v) for v in image_tokens.long().aminmax())
         if low < 0 or high >= self.codebook_size:
             raise ValueError(
@@ -169,6 +173,11 @@ def straight_through(value: Tensor, carrier: Tensor) -> Tensor:
     would see different codes.
     """
     return _StraightThrough.apply(value.detach(), carrier)
+
+
+def mean_or_zero(tensor: Tensor) -> Tensor:
+    """Mean of all entries; 0 where there are none (an empty batch), and not NaN."""
+    return tensor.sum() / max(tensor.numel(), 1)
 
 
 class _MeanOverRanks(torch.autograd.Function):

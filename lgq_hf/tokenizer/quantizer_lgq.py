@@ -24,6 +24,7 @@ from .quantizer_base import (
     RowsOutput,
     entropy_perplexity,
     hard_usage,
+    mean_or_zero,
     mean_over_ranks,
     straight_through,
 )
@@ -132,8 +133,8 @@ class LGQVectorQuantizer(_LGQBase):
         return self._result(
             codes_NC,
             assigned.index_N,
-            quantization=error_NC.mean(),
-            peak=F.relu(1 - assigned.peak_N).mean(),
+            quantization=mean_or_zero(error_NC),
+            peak=mean_or_zero(F.relu(1 - assigned.peak_N)),
             usage=self.codebook_size * usage_K.square().sum(),
             soft_perplexity=entropy_perplexity(usage_K),
         )
@@ -154,7 +155,7 @@ class LGQScalarQuantizer(_LGQBase):
         super().__init__(config)
         self.product = config.codebook_mode == "product"
         self.levels = list(config.levels or [self.codebook_size] * self.code_dim)
-        # rows shorter than the longest are padded with zeros that are never looked up
+        # rows shorter than the longest are padded at the end with values that are never looked up
         self.centers = nn.Parameter(torch.empty(self.code_dim, max(self.levels)))
         self.alpha = nn.Parameter(torch.empty(self.code_dim, self.codebook_size)) if config.learn_widths else None
 
@@ -211,8 +212,8 @@ class LGQScalarQuantizer(_LGQBase):
         return self._result(
             codes_NC,
             self._to_tokens(bins_NC),
-            quantization=error_NC.mean(),
-            peak=torch.stack([F.relu(1 - assigned.peak_N).mean() for assigned in parts]).mean(),
+            quantization=mean_or_zero(error_NC),
+            peak=torch.stack([mean_or_zero(F.relu(1 - assigned.peak_N)) for assigned in parts]).mean(),
             usage=usage_C.mean() if self.product else usage_C.sum(),
             soft_perplexity=perplexities_C.prod() if self.product else perplexities_C.mean(),
         )

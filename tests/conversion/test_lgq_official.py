@@ -159,6 +159,13 @@ def test_unknown_keys_distances_and_early_releases_are_refused(case: Case) -> No
     other = {**case.checkpoint, "config": {**case.checkpoint["config"], "distance_type": "l1"}}
     with pytest.raises(ValueError, match="distance_type 'l1'"):
         convert(other)
+    with pytest.raises(ValueError, match=r"it lacks \['config'\]"):
+        convert({"model_state_dict": {}})
+    with pytest.raises(ValueError, match=r"config lacks \['tau_end'\]"):
+        convert({**case.checkpoint, "config": {k: v for k, v in case.checkpoint["config"].items() if k != "tau_end"}})
+    untouched = case.checkpoint["model_state_dict"] | {"quantize._inited": torch.tensor(0, dtype=torch.uint8)}
+    with pytest.raises(ValueError, match=r"never initialised \(quantize\._inited is 0\)"):
+        convert({**case.checkpoint, "model_state_dict": untouched})
     early = {key: value for key, value in case.checkpoint["model_state_dict"].items() if "emb_norm" not in key}
     with pytest.raises(ValueError, match=r"no enc\.emb_norm"):
         convert({**case.checkpoint, "model_state_dict": early})

@@ -1,11 +1,13 @@
 """The checkpoint inside the package, and the package as a wheel."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from PIL import Image
 
 from benchmarks import photographs
 from lgq_hf import LGQImageProcessor, LGQTokenizer, default_checkpoint
+from lgq_hf.cli.main import main
 from lgq_hf.metrics.reconstruction import psnr
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +55,39 @@ def test_it_reconstructs_photographs(name: str) -> None:
     assert tokens.shape == (1, 32, 32)
     assert tokens.unique().numel() > 100
     assert decibels > 19
+
+
+@pytest.mark.parametrize("kind", ["one pixel wide", "one pixel", "cmyk"])
+def test_reconstruct_works_on_odd_pictures(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photograph = photographs.load("coffee.png")
+    if kind == "cmyk":
+        photograph.convert("CMYK").save(tmp_path / "in.jpg")
+    else:
+        size = (1, 256) if kind == "one pixel wide" else (1, 1)
+        photograph.crop((0, 0, *size)).save(tmp_path / "in.jpg")
+    assert main(["reconstruct", str(tmp_path / "in.jpg"), "-o", str(tmp_path / "out.png")]) == 0
+    assert "PSNR" in capsys.readouterr().out
+    assert (tmp_path / "out.png").is_file()
+
+
+@pytest.mark.slow
+def test_reconstruct_works_on_twelve_megapixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photographs.load("coffee.png").resize((4000, 3000)).save(tmp_path / "in.jpg")
+    assert main(["reconstruct", str(tmp_path / "in.jpg"), "-o", str(tmp_path / "out.png")]) == 0
+    assert "4000 x 3000 px" in capsys.readouterr().out
+    with Image.open(tmp_path / "out.png") as sheet:
+        assert sheet.width > 8000 and sheet.height > 3000
+
+
+def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = re.findall(r"## Five lines\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in snippet.splitlines() if line and "import" not in line]) == 5
+    photographs.load("rocket.jpg").resize((250, 199)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert names["picture"].size == (250, 199)
+    assert names["tokens"].shape == (1, 25, 32)
 
 
 def test_its_config_names_no_code_of_a_checkpoint_that_has_none() -> None:

@@ -7,7 +7,9 @@ from training.embed import embed
 
 def test_embedding_drops_the_code_and_keeps_the_card(tmp_path: Path) -> None:
     final, folder = tmp_path / "final", tmp_path / "package" / "tiny"
-    config = LGQConfig(base_channels=8, channel_multiplier=[1, 1], num_res_blocks=1, latent_channels=8, codebook_size=4)
+    config = LGQConfig(
+        base_channels=8, channel_multiplier=[1, 1], num_res_blocks=1, latent_channels=8, codebook_size=4
+    )
     LGQModel(config).save_pretrained(final)
     LGQImageProcessor(pad_to_multiple_of=2).save_pretrained(final)
     assert "auto_map" in json.loads((final / "config.json").read_text())

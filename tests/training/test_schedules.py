@@ -36,4 +36,3 @@ def test_learning_rate_warms_up_and_falls_to_its_end() -> None:
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1 and factors[60] == pytest.approx(0.5) and factors[110] == pytest.approx(0)
     assert all(a > b for a, b in itertools.pairwise(factors))
-    assert learning_rate_factor(110, warmup_steps=0, max_steps=110, final=0.1) == pytest.approx(0.1)

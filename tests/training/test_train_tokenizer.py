@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub.errors import StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, LGQTokenizer
-from training.summary import hours, summary
-from training.train_tokenizer import newest_checkpoint, parameter_groups, read_recipe
+from training.run_state import Log, newest_checkpoint
+from training.summary import summary
+from training.train_tokenizer import parameter_groups, read_recipe, take_over
 
 ROOT = Path(__file__).parents[2]
 MODEL = {
@@ -104,6 +105,10 @@ def test_a_killed_run_resumes_to_the_same_weights(recipe: Path, tmp_path: Path) 
     ]
     _check_the_finished_model(tmp_path / "run" / "final", whole)
     _check_the_summary(recipe, tmp_path / "run")
+    other = launch(recipe, "learning_rate=2.0e-3")
+    output, _ = other.communicate(timeout=300)
+    assert other.returncode != 0
+    assert b"was started with other values of ['learning_rate']: give another output_dir" in output
 
 
 def _check_the_finished_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -122,12 +127,34 @@ def _check_the_summary(recipe: Path, run: Path) -> None:
     assert result["steps"] == 12 and result["note"] == "a test" and result["hours"] >= 0
     assert result["corpus"]["packages"] == {"photographs": 6}
     assert "output_dir" not in result["recipe"] and list(result["validation_psnr"]) == [4, 8, 12]
+    assert result["corpus"]["files"] == result["corpus"]["source_pictures"] == 6
     with pytest.raises(ValueError, match="is not finished: step 12 of 20"):
         summary(run, read_recipe(recipe, ["max_steps=20"]), "")
 
 
-def test_hours_add_up_over_resumed_parts() -> None:
-    assert hours([{"seconds": s} for s in (10, 3600, 5, 1800)]) == pytest.approx(1.5)
+def test_a_log_forgets_what_is_redone_and_what_was_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    rows = [
+        '{"step": 2, "seconds": 5.0}',
+        '{"step": 4, "seconds": 9.0}',
+        '{"step": 6, "seconds": 11.0}',
+        '{"step": 8, "s',
+    ]
+    path.write_text("\n".join(rows))
+    log = Log(path, 4)
+    log.write({"step": 6}, seconds=3.0)
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert found == [{"step": 2, "seconds": 5.0}, {"step": 4, "seconds": 9.0}, {"step": 6, "seconds": 12.0}]
+
+
+def test_taking_over_copies_what_fits(tmp_path: Path) -> None:
+    source = LGQModel(LGQConfig(**MODEL))
+    source.save_pretrained(tmp_path)
+    wider = LGQModel(LGQConfig(**MODEL | {"latent_channels": 8, "code_dim": 4}))
+    assert take_over(wider, str(tmp_path)).startswith("took over ")
+    assert torch.equal(wider.encoder.stem.weight, source.encoder.stem.weight)
+    assert torch.equal(wider.quantizer.centers, source.quantizer.centers)
+    assert wider.encoder.to_emb.weight.shape != source.encoder.to_emb.weight.shape
 
 
 def test_newest_checkpoint_goes_by_number(tmp_path: Path) -> None:
@@ -135,6 +162,7 @@ def test_newest_checkpoint_goes_by_number(tmp_path: Path) -> None:
     for step in (900, 1000, 20):
         (tmp_path / f"checkpoint-{step:08d}").mkdir()
     (tmp_path / ".checkpoint-00002000.tmp").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
     assert newest_checkpoint(tmp_path) == (tmp_path / "checkpoint-00001000", 1000)
 
 
@@ -155,11 +183,13 @@ def test_quantizer_learns_faster_and_nothing_flat_decays(recipe: Path) -> None:
         (["max_steps=many"], "'max_steps' expected int, got str"),
         (["compile=1"], "'compile' expected bool, got int"),
         (["mixed_precision=fp8"], "mixed_precision"),
+        (["max_steps=0"], "max_steps must be at least 1, got 0"),
+        (["max_scale=0.5"], "max_scale must be at least 1, got 0.5"),
         (["crop"], "expected key=value, got 'crop'"),
     ],
 )
 def test_recipe_errors(recipe: Path, overrides: list[str], message: str) -> None:
-    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
         read_recipe(recipe, overrides)
 
 
@@ -182,7 +212,8 @@ def test_published_recipes_build(path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(recipe: Path, tmp_path: Path) -> None:
-    process = launch(recipe, "learning_rate=1.0e+30", "warmup_steps=1", "max_grad_norm=1.0e+30")
+    process = launch(recipe, "learning_rate=1.0e+30", "warmup_steps=1", "max_grad_norm=1.0e+30", "log_every=12")
     output, _ = process.communicate(timeout=300)
     assert process.returncode != 0 and b"FloatingPointError: loss is " in output
+    assert list((tmp_path / "run").glob("checkpoint-*")) == []  # step 4 is no log step, and was not saved either
     assert not (tmp_path / "run" / "final").exists()

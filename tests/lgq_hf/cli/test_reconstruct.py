@@ -158,14 +158,3 @@ def test_long_names_lose_their_middle(name: str) -> None:
     short = shortened(name)
     assert len(short) <= 60
     assert short == name or (name.startswith(short[:25]) and name.endswith(short[-25:]) and "..." in short)
-
-
-@pytest.mark.slow
-def test_a_photograph_of_twelve_megapixels(tmp_path: Path, lgq: Lgq, astronaut: Image.Image) -> None:
-    astronaut.resize((4000, 3000)).save(tmp_path / "large.jpg")
-    result = lgq("reconstruct", tmp_path / "large.jpg", "-o", tmp_path / "out.png")
-    assert (result.status, result.err) == (0, "")
-    assert result.out.startswith("large.jpg: 4000 x 3000 px, PSNR ")
-    assert "375 x 500 tokens" in result.out
-    with Image.open(tmp_path / "out.png") as sheet:
-        assert sheet.size == (8000 + 3 * 50, 3000 + 2 * 140 + 3 * 50)

@@ -44,7 +44,7 @@ def test_refuses_pixels_that_are_not_finite(
     model = build_model("sq_l2")
     pixels = make_pixels(model)
     pixels[1, 2, 3, 4] = value
-    for method in (model.encode, model):
+    for method in (model.encode, model, model.train()):
         with pytest.raises(ValueError, match="pixel_values hold NaN or infinite values"):
             method(pixels)
 

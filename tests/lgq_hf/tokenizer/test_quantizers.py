@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,54 @@ import torch
 from safetensors.torch import load_file
 
 from lgq_hf import LGQConfig, LGQModel
-from lgq_hf.tokenizer.quantizer_base import Quantizer, straight_through
+from lgq_hf.tokenizer.quantizer_base import (
+    Quantizer,
+    RowsOutput,
+    entropy_perplexity,
+    hard_usage,
+    mean_or_zero,
+    straight_through,
+)
 
 TINY = {"base_channels": 8, "channel_multiplier": [1, 1], "num_res_blocks": 1, "bottleneck_attention": False}
 
 
+class RoundingQuantizer(Quantizer):
+    """Rounds two channels to five levels each: the smallest thing that keeps the contract; nothing to learn."""
+
+    code_dim, codebook_size = 2, 25
+
+    def assign_rows(self, x_NC: torch.Tensor) -> torch.Tensor:
+        bins_NC = x_NC.clamp(-2, 2).round().long() + 2
+        return bins_NC[:, 0] * 5 + bins_NC[:, 1]
+
+    def lookup_rows(self, tokens_N: torch.Tensor) -> torch.Tensor:
+        return torch.stack([tokens_N // 5, tokens_N % 5], dim=1).float() - 2
+
+    def train_rows(self, x_NC: torch.Tensor) -> RowsOutput:
+        tokens = self.assign_rows(x_NC)
+        codes = self.lookup_rows(tokens).to(x_NC)
+        perplexity = entropy_perplexity(hard_usage(tokens, 25))
+        statistics = {"perplexity": perplexity, "codebook_usage": (hard_usage(tokens, 25) > 0).float().mean()}
+        return RowsOutput(straight_through(codes, x_NC), tokens, mean_or_zero((x_NC - codes).square()), statistics)
+
+    def init_from(self, latents: torch.Tensor, method: str = "random", generator: Any = None) -> None:
+        """Nothing to place."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Config fields, and which parts of the contract the mathematics of a case does not give.
+    """Config fields of a model with this quantizer, and which parts of the contract its mathematics does not give.
 
-    `maps_codes_to_themselves` is false where a longer or wider neighbour can win a code's own place.
+    `maps_codes_to_themselves` is false where a longer or wider neighbour can win a code's own place, `vector` where
+    there is no common codebook to permute, `lgq` where LGQ's temperature, loss terms and estimators do not exist.
+    `make` builds a quantizer that no config names.
     """
 
     fields: dict[str, Any]
+    make: Callable[[], Quantizer] | None = None
+    lgq: bool = True
+    two_processes: bool = False
     maps_codes_to_themselves: bool = True
     shift_invariant: bool = True
     vector: bool = True
@@ -33,28 +69,35 @@ class Case:
 
 CASES = {
     "sq_l2": Case({"codebook_size": 40}),
-    "sq_l2_identity": Case({"codebook_size": 40, "straight_through": "identity", "commitment_weight": 0.25}),
+    "sq_l2_identity": Case(
+        {"codebook_size": 40, "straight_through": "identity", "commitment_weight": 0.25}, two_processes=True
+    ),
     "l2": Case({"codebook_size": 40, "distance": "l2"}),
     "cosine": Case({"codebook_size": 40, "distance": "cosine"}, shift_invariant=False),
     "dot": Case({"codebook_size": 40, "distance": "dot"}, maps_codes_to_themselves=False, shift_invariant=False),
-    "widths": Case({"codebook_size": 40, "learn_widths": True}, maps_codes_to_themselves=False),
-    "floor": Case({"codebook_size": 40, "lambda_floor": 0.01, "min_perplexity": 30.0}),
-    "per_channel": Case({"codebook_size": 16, "codebook_mode": "per_channel"}, vector=False),
+    "widths": Case({"codebook_size": 40, "learn_widths": True}, maps_codes_to_themselves=False, two_processes=True),
+    "floor": Case({"codebook_size": 40, "lambda_floor": 0.01, "min_perplexity": 30.0}, two_processes=True),
+    "per_channel": Case({"codebook_size": 16, "codebook_mode": "per_channel"}, vector=False, two_processes=True),
     "per_channel_widths": Case(
         {"codebook_size": 16, "codebook_mode": "per_channel", "learn_widths": True, "straight_through": "identity"},
         maps_codes_to_themselves=False,
         vector=False,
     ),
     "product": Case(
-        {"codebook_size": 60, "codebook_mode": "product", "levels": [4, 3, 5], "code_dim": 3}, vector=False
+        {"codebook_size": 60, "codebook_mode": "product", "levels": [4, 3, 5], "code_dim": 3},
+        vector=False,
+        two_processes=True,
     ),
     "one_code": Case({"codebook_size": 1}),
+    "rounding": Case({}, make=RoundingQuantizer, lgq=False, shift_invariant=False, vector=False),
 }
 
 
 def build(case: Case, **changes: Any) -> Quantizer:
     """A quantizer whose codes lie among the latents of `draw`."""
     torch.manual_seed(0)
+    if case.make is not None:
+        return case.make()
     config = LGQConfig(**TINY, **({"latent_channels": 6} | case.fields | changes))
     quantizer = LGQModel(config).quantizer
     quantizer.init_from(draw(quantizer, batch=8, seed=1), "random", torch.Generator().manual_seed(2))
@@ -70,6 +113,11 @@ def draw(quantizer: Quantizer, batch: int = 3, height: int = 4, width: int = 5, 
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(params=[name for name, case in CASES.items() if case.lgq])
+def lgq_case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
@@ -97,8 +145,10 @@ def test_shapes_types_and_ranges(case: Case, training: bool) -> None:
 def test_empty_batch(case: Case) -> None:
     quantizer = build(case)
     for mode in (False, True):
-        codes, tokens, _, _ = quantizer.train(mode)(draw(quantizer, batch=0))
+        codes, tokens, loss, statistics = quantizer.train(mode)(draw(quantizer, batch=0))
         assert codes.shape[0] == tokens.shape[0] == 0
+        assert loss is None or torch.isfinite(loss)
+        assert all(torch.isfinite(value) for value in statistics.values())
     assert quantizer.codes_from_tokens(tokens).shape == codes.shape
 
 
@@ -204,7 +254,8 @@ def test_training_and_evaluation_agree_on_tokens(case: Case) -> None:
 def test_codebook_moves_after_one_step(case: Case) -> None:
     quantizer = build(case).train()
     before = {name: parameter.detach().clone() for name, parameter in quantizer.named_parameters()}
-    assert before
+    if not before:
+        pytest.skip("nothing to learn")
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
     quantizer(draw(quantizer, batch=16)).loss.backward()
     optimizer.step()
@@ -220,13 +271,13 @@ def gradients(quantizer: Quantizer, latents: torch.Tensor, objective: Any) -> tu
     )
 
 
-def test_decoder_gradient_by_estimator(case: Case) -> None:
+def test_decoder_gradient_by_estimator(lgq_case: Case) -> None:
     """identity: unchanged to the latents; soft: that of the soft average alone; the same to the centers in both."""
-    latents = draw(build(case))
+    latents = draw(build(lgq_case))
     cotangent = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
     found = {
         estimator: gradients(
-            build(case, straight_through=estimator, commitment_weight=1.0),
+            build(lgq_case, straight_through=estimator, commitment_weight=1.0),
             latents,
             lambda r: (r.codes * cotangent).sum(),
         )
@@ -234,7 +285,7 @@ def test_decoder_gradient_by_estimator(case: Case) -> None:
     }
     torch.testing.assert_close(found["identity"][0], cotangent, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(found["identity"][1], found["soft"][1], rtol=1e-4, atol=1e-6)
-    if case.fields["codebook_size"] > 1:
+    if lgq_case.fields["codebook_size"] > 1:
         assert found["soft"][1].abs().max() > 1e-3
         assert not torch.allclose(found["soft"][0], cotangent, rtol=1e-2)
 
@@ -255,14 +306,14 @@ def test_commitment_reaches_the_latents_alone() -> None:
 
 
 @pytest.mark.parametrize("term", ["lambda_peak", "lambda_usage", "lambda_floor"])
-def test_each_weight_scales_its_term(case: Case, term: str) -> None:
+def test_each_weight_scales_its_term(lgq_case: Case, term: str) -> None:
     names = {"lambda_peak": "peak_loss", "lambda_usage": "usage_loss", "lambda_floor": "floor_loss"}
     changes = {"lambda_peak": 0.0, "lambda_usage": 0.0, "lambda_floor": 0.0, "min_perplexity": 1000.0}
-    latents = draw(build(case))
-    without, with_it = (build(case, **(changes | {term: w})).train()(latents) for w in (0.0, 2.0))
+    latents = draw(build(lgq_case))
+    without, with_it = (build(lgq_case, **(changes | {term: w})).train()(latents) for w in (0.0, 2.0))
     value = with_it.statistics[names[term]]
     torch.testing.assert_close(with_it.loss - without.loss, 2 * value, rtol=1e-4, atol=1e-5)
-    assert value > 0 or (term == "lambda_peak" and case.fields["codebook_size"] == 1)
+    assert value > 0 or (term == "lambda_peak" and lgq_case.fields["codebook_size"] == 1)
 
 
 def test_straight_through_is_exact_and_routes_the_gradient() -> None:
@@ -276,7 +327,7 @@ def test_straight_through_is_exact_and_routes_the_gradient() -> None:
 # 6. Two processes
 
 
-DISTRIBUTED = ["sq_l2_identity", "floor", "widths", "per_channel", "product"]
+DISTRIBUTED = [name for name, case in CASES.items() if case.two_processes]
 
 
 @pytest.fixture(scope="module")
@@ -347,8 +398,8 @@ def test_a_shift_of_latents_and_codes_changes_nothing(case: Case) -> None:
     torch.testing.assert_close(after.loss, before.loss, rtol=1e-9, atol=1e-10)
 
 
-def test_small_temperature_is_hard_vector_quantization(case: Case) -> None:
-    quantizer = build(case).double().train()
+def test_small_temperature_is_hard_vector_quantization(lgq_case: Case) -> None:
+    quantizer = build(lgq_case).double().train()
     quantizer.set_temperature(1e-6)
     latents = draw(quantizer).double()
     result = quantizer(latents)
@@ -360,8 +411,8 @@ def test_small_temperature_is_hard_vector_quantization(case: Case) -> None:
     torch.testing.assert_close(result.statistics["quantization_loss"], wanted)
 
 
-def test_temperature_is_set_saved_and_checked(case: Case) -> None:
-    quantizer = build(case)
+def test_temperature_is_set_saved_and_checked(lgq_case: Case) -> None:
+    quantizer = build(lgq_case)
     quantizer.set_temperature(0.25)
     assert quantizer.state_dict()["temperature"] == 0.25
     tokens = quantizer.eval()(draw(quantizer)).image_tokens
