@@ -391,3 +391,5 @@ def test_compiled_without_graph_breaks(
         torch.testing.assert_close(
             decode(tokens).decoded_pixel_values, model.decode(tokens).decoded_pixel_values, rtol=1e-4, atol=1e-5
         )
+        with pytest.raises(RuntimeError, match=rf"must lie in \[0, {model.config.codebook_size}\)"):
+            decode(tokens + model.config.codebook_size)
