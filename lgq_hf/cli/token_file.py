@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -74,7 +75,8 @@ def write_tokens(path: Path, file: TokenFile) -> None:
     }
     with atomic_file(path) as temporary:
         if path.suffix == ".npz":
-            np.savez(temporary, metadata=np.array(json.dumps(metadata)), **tensors)
+            arrays: dict[str, Any] = {**tensors, "metadata": np.array(json.dumps(metadata))}
+            np.savez(temporary, **arrays)
         else:
             save_file(tensors, temporary, metadata=metadata)
 

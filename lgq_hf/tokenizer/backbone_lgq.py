@@ -49,7 +49,7 @@ class LGQAttentionBlock(GradientCheckpointingLayer):
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = math.gcd(num_heads, channels)
+        self.num_heads = math.gcd(min(num_heads, max(1, channels // 4)), channels)
         self.norm = _group_norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
