@@ -20,8 +20,8 @@ class LGQConfig(PreTrainedConfig):
             downsampling factor: `2 ** (len - 1)`. `[1, 2, 2, 2, 2]` is the published f16 model.
         num_res_blocks: residual blocks per stage.
         bottleneck_attention: self-attention after the residual blocks of the last stage.
-        num_attention_heads: heads of that attention; fewer where the width is under four channels a head (published) or
-            not a multiple of them.
+        num_attention_heads: heads of that attention; fewer where the width is under four channels a head
+            (published) or not a multiple of them.
         legacy_decoder: decoder stages below full resolution have `max(32, latent_channels)` channels instead of the
             encoder's (checkpoints of early releases).
         latent_channels: channels *C* that the encoder returns and the decoder takes.
