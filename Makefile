@@ -20,7 +20,7 @@ demo: $(VENV)/.installed  ## tokenize sample photographs with the embedded check
 	$(BIN)/python -m demo.demo
 
 test: $(VENV)/.installed  ## the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.installed  ## style, types, import directions
 	$(BIN)/ruff check .

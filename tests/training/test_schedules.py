@@ -35,4 +35,4 @@ def test_learning_rate_warms_up_and_falls_to_its_end() -> None:
     factors = [learning_rate_factor(step, warmup_steps=10, max_steps=110) for step in range(111)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1 and factors[60] == pytest.approx(0.5) and factors[110] == pytest.approx(0)
-    assert all(a > b for a, b in itertools.pairwise(factors))
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
