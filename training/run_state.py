@@ -15,15 +15,14 @@ from torch import Tensor
 
 from lgq_hf.files import atomic_file, atomic_folder, temporary_name
 
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
 
 def newest_checkpoint(output: Path) -> tuple[Path | None, int]:
     """The newest complete checkpoint of a run and its step; `(None, 0)` for a new run."""
     found = [(int(match[1]), path) for path in output.glob("*") if (match := _CHECKPOINT.fullmatch(path.name))]
     step, path = max(found, default=(0, None))
     return path, step
-
-
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from .model import load_checkpoint
 from .output import check_output_file
-from .pictures import find_pictures, open_picture
+from .pictures import find_pictures
 from .report import Report
 from .token_file import MOST_PICTURES, TokenFile, check_suffix, write_tokens
 
@@ -26,16 +26,11 @@ def run(args: argparse.Namespace) -> int:
     if len(sources) > MOST_PICTURES:
         raise ValueError(f"{len(sources)} pictures: a token file holds up to {MOST_PICTURES}, make several")
     checkpoint = load_checkpoint(args.model, args.device)
-    report = Report()
-    for text, reason in failures:
-        report.fail(text, reason)
+    report = Report(failures)
     names, tokens, sizes = [], [], []
     for source in report.progress(sources, "encoding"):
         with report.one(str(source.path)):
-            picture, notes = open_picture(source.path)
-            for note in notes:
-                report.note(f"{source.path}: {note}")
-            pixel_values, size = checkpoint.pixels(picture, args.size)
+            pixel_values, size = checkpoint.pixels(report.open(source.path), args.size)
             tokens.append(checkpoint.encode(pixel_values))
             names.append(source.name)
             sizes.append(size)

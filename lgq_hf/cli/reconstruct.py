@@ -13,7 +13,7 @@ from lgq_hf.metrics.reconstruction import psnr
 
 from .model import Checkpoint, load_checkpoint
 from .output import check_output_file
-from .pictures import find_pictures, open_picture
+from .pictures import find_pictures
 from .report import Report, shown
 from .sheet import MOST_PIXELS, Row, draw_sheet, pixels, shortened
 
@@ -31,16 +31,11 @@ def run(args: argparse.Namespace) -> int:
     check_output_file(output)
     sources, failures = find_pictures(args.inputs, leave_out=output)
     checkpoint = load_checkpoint(args.model, args.device)
-    report = Report()
-    for text, reason in failures:
-        report.fail(text, reason)
+    report = Report(failures)
     rows: list[Row] = []
     for source in report.progress(sources, "reconstructing"):
         with report.one(str(source.path)):
-            picture, notes = open_picture(source.path)
-            for note in notes:
-                report.note(f"{source.path}: {note}")
-            pixel_values, size = checkpoint.pixels(picture, args.size)
+            pixel_values, size = checkpoint.pixels(report.open(source.path), args.size)
             if pixels([*(row.original.size for row in rows), size[::-1]]) > MOST_PIXELS:
                 raise ValueError(f"no room: a sheet holds up to {MOST_PIXELS // 10**6} megapixels; use --size")
             original, reconstruction, numbers = compare(checkpoint, pixel_values, size)

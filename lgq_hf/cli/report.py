@@ -3,9 +3,13 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
+from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
+
+from .pictures import open_picture
 
 Item = TypeVar("Item")
 
@@ -20,8 +24,18 @@ def shown(name: str) -> str:
 class Report:
     """Collects the pictures that failed, and writes lines above the progress bar."""
 
-    def __init__(self) -> None:
+    def __init__(self, failures: Sequence[tuple[str, str]] = ()) -> None:
+        """Begins with the inputs that failed before any work: name and reason of each."""
         self.failures: list[tuple[str, str]] = []
+        for name, reason in failures:
+            self.fail(name, reason)
+
+    def open(self, path: Path) -> Image.Image:
+        """Reads a picture and notes what Pillow warned of; errors as in `open_picture`."""
+        picture, warnings = open_picture(path)
+        for warning in warnings:
+            self.note(f"{path}: {warning}")
+        return picture
 
     def progress(self, items: Sequence[Item], verb: str) -> Iterator[Item]:
         """Yields the items under a progress bar on stderr, if that is a terminal."""
