@@ -56,7 +56,7 @@ class _LGQBase(Quantizer):
         self.temperature.fill_(temperature)
 
     def _soft_assign(self, x: Tensor, centers: Tensor, widths: Tensor | None) -> SoftAssignment:
-        return soft_assign(x, centers, self.temperature, widths_K=widths, distance=self.distance, hold_x=self.identity)
+        return soft_assign(x, centers, self.temperature, widths=widths, distance=self.distance, hold_x=self.identity)
 
     def _straight_through(self, x: Tensor, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
         """Codes with their gradient, and the squared error per entry of the quantization term."""
@@ -119,7 +119,7 @@ class LGQVectorQuantizer(_LGQBase):
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens: the code of the highest logit, at any temperature."""
-        return nearest_code(x_NC, self.centers, widths_K=self.widths, distance=self.distance)
+        return nearest_code(x_NC, self.centers, widths=self.widths, distance=self.distance)
 
     def lookup_rows(self, tokens_N: Tensor) -> Tensor:
         """Tokens -> codes (N, C)."""
@@ -192,7 +192,7 @@ class LGQScalarQuantizer(_LGQBase):
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens: the code of the highest logit, at any temperature."""
-        bins = [nearest_code(x, bins, widths_K=widths) for x, bins, widths in self._channels(x_NC)]
+        bins = [nearest_code(x, bins, widths=widths) for x, bins, widths in self._channels(x_NC)]
         return self._to_tokens(torch.stack(bins, dim=1))
 
     def lookup_rows(self, tokens_N: Tensor) -> Tensor:

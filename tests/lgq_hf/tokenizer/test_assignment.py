@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lgq_hf.tokenizer import assignment
+from lgq_hf.tokenizer import assignment_chunked
 from lgq_hf.tokenizer.assignment import nearest_code, soft_assign
 
 DISTANCES = ["sq_l2", "l2", "cosine", "dot"]
@@ -17,7 +17,7 @@ EPS = torch.finfo(torch.float32).eps
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few rows, with an uneven tail."""
-    monkeypatch.setattr(assignment, "_CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(assignment_chunked, "_CHUNK_ELEMENTS", 64)
 
 
 def draw(
@@ -43,7 +43,7 @@ def test_chunked_equals_reference_with_all_gradients(distance: str, with_widths:
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
         assigned = soft_assign(
             *leaves[:3],
-            widths_K=leaves[3] if with_widths else None,
+            widths=leaves[3] if with_widths else None,
             distance=distance,
             hold_x=hold_x,
             backend=backend,
@@ -67,7 +67,7 @@ def test_gradcheck_of_each_output_alone(distance: str, output: int) -> None:
     tau = torch.tensor(0.9, dtype=torch.float64)
     leaves = [tensor.requires_grad_() for tensor in (x, centers, tau, widths)]
     assert torch.autograd.gradcheck(
-        lambda x, c, t, w: soft_assign(x, c, t, widths_K=w, distance=distance, backend="chunked")[output], leaves
+        lambda x, c, t, w: soft_assign(x, c, t, widths=w, distance=distance, backend="chunked")[output], leaves
     )
 
 
@@ -100,10 +100,10 @@ def test_low_precision_input_is_computed_in_fp32(distance: str, dtype: torch.dty
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_sums_and_ranges(distance: str, backend: str) -> None:
     x, centers, widths = draw(5, rows=50, codes=40, channels=6)
-    assigned = soft_assign(x, centers, 0.3, widths_K=widths, distance=distance, backend=backend)
+    assigned = soft_assign(x, centers, 0.3, widths=widths, distance=distance, backend=backend)
     assert assigned.usage_K.sum() == pytest.approx(1)
     assert assigned.peak_N.min() >= 1 / 40 and assigned.peak_N.max() <= 1 + 1e-12
-    assert torch.equal(assigned.index_N, nearest_code(x, centers, widths_K=widths, distance=distance))
+    assert torch.equal(assigned.index_N, nearest_code(x, centers, widths=widths, distance=distance))
 
 
 def test_against_a_hand_computed_case() -> None:
@@ -132,12 +132,12 @@ class _LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def test_chunked_never_holds_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assignment, "_CHUNK_ELEMENTS", 4096)
+    monkeypatch.setattr(assignment_chunked, "_CHUNK_ELEMENTS", 4096)
     x, centers, widths = draw(6, rows=300, codes=128, channels=3, dtype=torch.float32)
     x.requires_grad_()
     for distance in DISTANCES:
         with _LargestTensor() as watch:
-            assigned = soft_assign(x, centers, 0.5, widths_K=widths, distance=distance)
+            assigned = soft_assign(x, centers, 0.5, widths=widths, distance=distance)
             (assigned.soft_codes_NC.sum() + assigned.peak_N.sum() + assigned.usage_K.square().sum()).backward()
             nearest_code(x, centers, distance=distance)
         assert watch.largest <= 4096 < 300 * 128
@@ -263,7 +263,7 @@ def test_temperature_gradient_reaches_a_tensor_parameter() -> None:
         ({"x_NC": torch.zeros(3, 5)}, ValueError, r"same C, got \(3, 5\) and \(4, 2\)"),
         ({"centers_KC": torch.zeros(0, 2)}, ValueError, "K must be at least 1"),
         ({"x_NC": torch.zeros(3, 2, dtype=torch.int64)}, TypeError, "floating point, got torch.int64"),
-        ({"widths_K": torch.ones(3)}, ValueError, r"widths_K must have shape \(4,\), got \(3,\)"),
+        ({"widths": torch.ones(3)}, ValueError, r"widths must have shape \(4,\), got \(3,\)"),
         ({"distance": "l1"}, ValueError, "distance must be one of .* got 'l1'"),
         ({"backend": "cuda"}, ValueError, "backend must be one of .* got 'cuda'"),
     ],
