@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # For example TORCH_ARGS="--index-url <address of PyTorch's CPU builds>" where pip's default would bring CUDA.
 TORCH_ARGS ?=
 
-.PHONY: demo test check clean render
+.PHONY: demo test test-gpu check clean render bench-gpu
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ demo: $(VENV)/.installed  ## tokenize sample photographs with the embedded check
 
 test: $(VENV)/.installed  ## the whole suite
 	$(BIN)/python -m pytest -n 2
+
+# On a GPU machine whose own environment has torch and triton: make test-gpu BIN=/usr/bin (or wherever python is).
+test-gpu:  ## the Triton kernels on a CUDA device; skipped with the reason where there is none
+	$(BIN)/python3 -m pytest -rs tests/lgq_hf/kernels
 
 check: $(VENV)/.installed  ## style, types, import directions
 	$(BIN)/ruff check .

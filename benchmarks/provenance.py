@@ -1,15 +1,14 @@
 """Where a number comes from: what every result file says of the code and the machine."""
 
 import json
+import os
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy
-import PIL
 import torch
-import transformers
 
 from lgq_hf import __version__
 from lgq_hf.files import atomic_file
@@ -22,6 +21,30 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def _commit() -> str:
+    """Commit (with `+changes` where the code that is measured differs from it).
+
+    A copy of the code without its git history says what it is a copy of in the variable LGQ_COMMIT.
+    """
+    if stated := os.environ.get("LGQ_COMMIT"):
+        return stated
+    try:
+        changed = _git("status", "--porcelain", "--", "lgq_hf", "benchmarks/*.py", "training/*.py")
+        return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RuntimeError(
+            "a result states the commit that it was measured at, and git gives none: run in a checkout, or set "
+            "LGQ_COMMIT to the commit that this is a copy of"
+        ) from error
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _cpu() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -30,17 +53,14 @@ def _cpu() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit (with `+changes` where the code that is measured differs from it), versions and hardware."""
-    changed = _git("status", "--porcelain", "--", "lgq_hf", "benchmarks/*.py", "training/*.py")
+    """Commit, versions (`None` for what is not installed) and hardware."""
     return {
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if changed else ""),
+        "commit": _commit(),
         "versions": {
             "lgq_hf": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "pillow": PIL.__version__,
-            "numpy": numpy.__version__,
+            **{name: _version(name) for name in ("transformers", "pillow", "numpy", "triton")},
         },
         "hardware": {
             "cpu": _cpu(),
@@ -50,9 +70,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Writes results/<name>.json as a whole, with provenance; returns its path."""
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, result: dict[str, Any], folder: Path | None = None) -> Path:
+    """Writes <name>.json in `folder` (results/) as a whole, with provenance; returns its path."""
+    path = (folder or RESULTS) / f"{name}.json"
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps({**provenance(), **result}, indent=1) + "\n")
     return path

@@ -1,10 +1,14 @@
 """Small models for the tests: a later quantizer, backbone or option gets every model test by a line in `MODELS`."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton reads it when it is imported: its kernels then run on CPU tensors
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from lgq_hf import LGQConfig, LGQModel
 

@@ -9,9 +9,14 @@ Logits are  l_nk = s_nk / (tau * width_k)  with the similarity s of a distance:
     cosine   <x_n, c_k> / (||x_n|| ||c_k||)
     dot      <x_n, c_k>
 
-and p_nk = softmax_k(l_nk). Everything that a quantizer needs is a sum over rows or columns of p, so two backends
-exist: `reference` materialises the (N, K) matrix and is differentiated by autograd: it is the definition. `chunked`
-walks over blocks of rows and recomputes p in the backward pass: memory O(NC + KC) plus one block.
+and p_nk = softmax_k(l_nk). Everything that a quantizer needs is a sum over rows or columns of p. Backends:
+
+    reference  materialises the (N, K) matrix and is differentiated by autograd: it is the definition
+    chunked    plain PyTorch, block by block, p recomputed in the backward pass: memory O(NC + KC) plus one block
+    triton     the same in fused GPU kernels (the installed package alone has them; see lgq_hf/kernels/README.md)
+
+In the installed package the last two are `torch.library` operators, one node for `torch.compile`; the copy of this
+file that travels with a checkpoint has the first two.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -19,11 +24,21 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .assignment_chunked import chunked_nearest_code, chunked_soft_assign
+from .assignment_chunked import chunked_backward, chunked_forward, chunked_soft_assign
+from .assignment_nearest import chunked_nearest_code
 from .assignment_reference import reference_nearest_code, reference_soft_assign
 
 Distance = Literal["sq_l2", "l2", "cosine", "dot"]
-Backend = Literal["auto", "reference", "chunked"]
+Backend = Literal["auto", "reference", "chunked", "triton"]
+
+_operators = None
+if __name__ == "lgq_hf.tokenizer.assignment":  # a travelling copy would replace the operators of the package
+    try:  # transformers takes imports outside of `try` for packages that a checkpoint needs
+        from lgq_hf.kernels.ops import define_operators
+
+        _operators = define_operators(chunked_forward, chunked_backward, chunked_nearest_code)
+    except ImportError as error:
+        raise ImportError("lgq_hf is not installed as a whole: lgq_hf.kernels is missing") from error
 
 
 class SoftAssignment(NamedTuple):
@@ -65,7 +80,8 @@ def soft_assign(
         distance: `"sq_l2"`, `"l2"`, `"cosine"` or `"dot"`; see the top of this file.
         hold_x: `soft_codes_NC` passes its gradient to the centers (and widths and temperature) alone, as if it had
             been computed from `x_NC.detach()`; the other outputs still pass theirs to `x_NC`.
-        backend: `"auto"` takes `"chunked"`; `"reference"` holds the (N, K) matrix.
+        backend: see the top of this file. `"auto"` takes `"triton"` on a GPU where the kernels serve the input, else
+            `"chunked"`, and says so once in the log (level info).
 
     Returns:
         [`SoftAssignment`].
@@ -84,11 +100,14 @@ def soft_assign(
     elif temperature.numel() != 1:
         raise ValueError(f"temperature must have one element, got shape {tuple(temperature.shape)}")
     with torch.autocast(device.type, enabled=False):
-        x, centers, tau = x_NC.to(dtype), centers_KC.to(dtype), temperature.reshape(()).to(dtype)
-        scale_K = tau.reshape(1) if widths is None else tau * widths.to(dtype)
-        if backend == "reference":
-            return SoftAssignment(*reference_soft_assign(x, centers, scale_K, distance, hold_x))
-        return SoftAssignment(*chunked_soft_assign(x, centers, scale_K, distance, hold_x))
+        tau = temperature.reshape(1).to(dtype)
+        scale_K = tau if widths is None else tau * widths.to(dtype)
+        if backend != "reference" and _operators is not None:
+            outputs = _operators.soft_assign(x_NC, centers_KC, scale_K, distance, hold_x, backend)[:5]
+        else:
+            function = reference_soft_assign if backend == "reference" else chunked_soft_assign
+            outputs = function(x_NC.to(dtype), centers_KC.to(dtype), scale_K, distance, hold_x)
+        return SoftAssignment(*outputs)
 
 
 def nearest_code(
@@ -101,19 +120,17 @@ def nearest_code(
 ) -> Tensor:
     """Index (N,) int64 of the code that wins each row: argmax_k s_nk / width_k, the lowest index on ties.
 
-    Arguments and errors as in [`soft_assign`]; fp32, or fp64 for fp64 input. Not differentiable. Euclidean distances
-    are computed from differences, so that the result does not depend on how many rows are looked up together; cosine
-    and dot are matrix products, where it may within rounding. `"l2"` and `"sq_l2"` choose the same code unless there
-    are widths.
+    Arguments and errors as in [`soft_assign`]. Not differentiable. The result is that of real arithmetic on the given
+    numbers (decided in float64 where fp32 cannot tell), so it depends neither on the backend, nor on how many rows
+    are looked up together, nor on autocast or TF32. `"l2"` and `"sq_l2"` choose the same code unless there are widths.
     """
     _check(x_NC, centers_KC, widths, distance, backend)
-    dtype = torch.float64 if torch.float64 in (x_NC.dtype, centers_KC.dtype) else torch.float32
     with torch.no_grad(), torch.autocast(x_NC.device.type, enabled=False):
-        x, centers = x_NC.to(dtype), centers_KC.to(dtype)
-        widths = None if widths is None else widths.to(dtype)
-        if backend == "reference":
-            return reference_nearest_code(x, centers, widths, distance)
-        return chunked_nearest_code(x, centers, widths, distance)
+        if backend != "reference" and _operators is not None:
+            return _operators.nearest_code(x_NC, centers_KC, widths, distance, backend)
+        dtype = torch.float64 if torch.float64 in (x_NC.dtype, centers_KC.dtype) else torch.float32
+        function = reference_nearest_code if backend == "reference" else chunked_nearest_code
+        return function(x_NC.to(dtype), centers_KC.to(dtype), None if widths is None else widths.to(dtype), distance)
 
 
 def _check(x: Tensor, centers: Tensor, widths: Tensor | None, distance: str, backend: str) -> None:
@@ -132,6 +149,8 @@ def _check(x: Tensor, centers: Tensor, widths: Tensor | None, distance: str, bac
         raise ValueError(f"distance must be one of {get_args(Distance)}, got '{distance}'")
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {get_args(Backend)}, got '{backend}'")
+    if backend == "triton" and _operators is None:
+        raise ValueError("backend='triton' cannot run: the kernels come with the installed package, pip install lgq_hf")
 
 
 __all__ = ["Backend", "Distance", "SoftAssignment", "nearest_code", "soft_assign"]

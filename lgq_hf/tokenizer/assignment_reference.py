@@ -33,10 +33,45 @@ def reference_soft_assign(
     return soft_codes_NC, p_NK.square().sum(dim=1), usage_K, lse_N, logits_NK.argmax(dim=1)
 
 
+def score_divisors(centers_KC: Tensor, widths_K: Tensor | None, distance: str) -> Tensor:
+    """(K,) float64 positive numbers by which [`exact_scores`] divides: widths, and the norms of codes for cosine."""
+    divisors_K = centers_KC.new_ones(len(centers_KC), dtype=torch.float64) if widths_K is None else widths_K.double()
+    if distance == "cosine":
+        return torch.cat(
+            [_sum_channels(part.double().square()).sqrt().clamp_(min=1e-12) for part in centers_KC.split(2**12)]
+        ).mul_(divisors_K)
+    return divisors_K.square() if distance == "l2" else divisors_K
+
+
+def exact_scores(x: Tensor, centers: Tensor, divisors: Tensor, distance: str) -> Tensor:
+    """Float64 scores of rows (..., C) for codes (..., C), broadcast against each other: the highest marks the winner.
+
+    s_nk / width_k up to what does not change the winner: l2 is compared by squares, and cosine without ||x||. Equal
+    arguments give equal bits, whatever the shapes and the device.
+    """
+    x, centers = x.double(), centers.double()
+    if distance in ("sq_l2", "l2"):
+        return _sum_channels((x - centers).square_()).neg_() / divisors
+    return _sum_channels(x * centers) / divisors
+
+
+def _sum_channels(terms: Tensor) -> Tensor:
+    """Sum over the last dimension, halves added to halves: the order depends on C alone. Overwrites `terms`."""
+    while terms.shape[-1] > 1:
+        half = (terms.shape[-1] + 1) // 2
+        terms[..., : terms.shape[-1] - half] += terms[..., half:]
+        terms = terms[..., :half]
+    return terms[..., 0]
+
+
 def reference_nearest_code(x_NC: Tensor, centers_KC: Tensor, widths_K: Tensor | None, distance: str) -> Tensor:
-    """argmax_k s_nk / width_k in float64, the lowest index on ties, int64 (N,)."""
-    score_NK = similarity(x_NC.double(), centers_KC.double(), distance)
-    return (score_NK if widths_K is None else score_NK / widths_K.double()).argmax(dim=1)
+    """argmax_k s_nk / width_k from [`exact_scores`], the lowest index on ties, int64 (N,); about 64 MiB at a time."""
+    divisors_K = score_divisors(centers_KC, widths_K, distance)
+    index = [
+        exact_scores(x[:, None], centers_KC, divisors_K, distance).argmax(dim=1)
+        for x in x_NC.split(max(1, 2**23 // centers_KC.numel()))
+    ]
+    return torch.cat(index) if index else torch.empty(0, dtype=torch.int64, device=x_NC.device)
 
 
-__all__ = ["reference_nearest_code", "reference_soft_assign", "similarity"]
+__all__ = ["exact_scores", "reference_nearest_code", "reference_soft_assign", "score_divisors", "similarity"]

@@ -1,0 +1,39 @@
+"""One of two processes of test_ddp.py: soft_assign inside DistributedDataParallel, on its half of the rows."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lgq_hf.tokenizer.assignment import soft_assign
+from lgq_hf.tokenizer.quantizer_base import mean_over_ranks
+
+
+class Assign(nn.Module):
+    """A loss of all outputs, over centers that are a parameter."""
+
+    def __init__(self, centers_KC: Tensor, backend: str) -> None:
+        super().__init__()
+        self.centers = nn.Parameter(centers_KC)
+        self.backend = backend
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        assigned = soft_assign(x_NC, self.centers, 0.5, backend=self.backend)  # type: ignore[arg-type]
+        usage = mean_over_ranks(assigned.usage_K).square().sum()
+        return (assigned.soft_codes_NC - 1).square().mean() + assigned.peak_N.mean() + len(self.centers) * usage
+
+
+def main(folder: Path, rank: int, backend: str) -> None:
+    """Leaves the gradient of the centers in `<backend>.<rank>.pt`."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / backend}", rank=rank, world_size=2)
+    inputs = torch.load(folder / "inputs.pt", weights_only=True)
+    model = nn.parallel.DistributedDataParallel(Assign(inputs["centers"], backend))
+    model(inputs["x"].chunk(2)[rank]).backward()
+    torch.save(model.module.centers.grad, folder / f"{backend}.{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,67 @@
+"""The kernels through Triton's compiler, for GPUs that need not be there: what the interpreter cannot see."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lgq_hf.kernels.blocks import choose_blocks, shared_bytes
+
+pytest.importorskip("triton")
+
+SCRIPT = Path(__file__).with_name("compile_kernels.py")
+
+
+def compiled(*arguments: str) -> dict[str, dict]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(SCRIPT), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=400)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return {line["kernel"]: line for line in map(json.loads, run.stdout.splitlines())}
+
+
+@pytest.mark.slow
+def test_hopper_at_64_channels() -> None:
+    """fp32 on an H100: warp-group matrix instructions, no atomics, and next to nothing spilled."""
+    kernels = compiled("--capability", "90", "--channels", "64", "--parts", "3")
+    assert len(kernels) == 6
+    for name, kernel in kernels.items():
+        assert kernel["wgmma"] > 0 or name == "exact_codes"
+        assert kernel["atomics"] == 0
+        assert kernel["shared_bytes"] <= 227 * 1024
+        assert kernel["stack_bytes"] <= 512
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--capability", "80", "--channels", "8", "--parts", "3", "--distance", "l2"),
+        ("--capability", "89", "--channels", "64", "--parts", "1", "--distance", "cosine"),
+        ("--capability", "90", "--channels", "512", "--parts", "1", "--distance", "dot"),
+    ],
+)
+def test_other_gpus_and_sizes(arguments: tuple[str, ...]) -> None:
+    available = {"80": 163, "89": 99, "90": 227}[arguments[1]] * 1024
+    for kernel in compiled(*arguments).values():
+        assert kernel["shared_bytes"] <= available
+        assert kernel["atomics"] == 0
+
+
+@pytest.mark.parametrize("available", [99 * 1024, 163 * 1024, 227 * 1024])
+@pytest.mark.parametrize("channels", [16, 32, 64, 128, 256, 512])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_blocks_fit(available: int, channels: int, parts: int) -> None:
+    for operands in ((1, 1), (2, 1), (1, 2)):
+        stay, stream, stages, warps = choose_blocks(*operands, 2**20, channels, parts, available, 132)
+        if shared_bytes(1, 2, channels, parts) <= available:  # what is refused otherwise
+            assert shared_bytes(*operands, channels, parts, (stay, stream, stages)) <= available
+        assert min(stay, stream) >= 16 and warps in (4, 8)
+
+
+def test_blocks_shrink_where_they_would_leave_processors_idle() -> None:
+    assert choose_blocks(1, 1, 2**20, 64, 3, 227 * 1024, 132)[0] == 128
+    assert choose_blocks(1, 1, 4096, 64, 3, 227 * 1024, 132)[0] == 64
