@@ -26,6 +26,10 @@ test: $(VENV)/.installed  ## the whole suite
 test-gpu:  ## the Triton kernels on a CUDA device; skipped with the reason where there is none
 	$(BIN)/python3 -m pytest -rs tests/lgq_hf/kernels
 
+bench-gpu: test-gpu  ## the same, then the assignment op measured, and the tables of lgq_hf/kernels/README.md
+	$(BIN)/python3 -m benchmarks.run assignment --device cuda
+	$(BIN)/python3 -m benchmarks.tables
+
 check: $(VENV)/.installed  ## style, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,6 +39,7 @@ check: $(VENV)/.installed  ## style, types, import directions
 render: demo  ## README, its picture and cards from results/*.json
 	cp demo/reconstruction.png docs/images/reconstruction.png
 	$(BIN)/python -m model_cards.render
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -55,7 +55,9 @@ def speed_line(result: dict[str, Any]) -> str:
 
 def provenance_line(result: dict[str, Any]) -> str:
     """Commit and versions of a measurement."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version and name != "lgq_hf")
+    versions = ", ".join(
+        f"{name} {version}" for name, version in result["versions"].items() if version and name != "lgq_hf"
+    )
     weights = result["weights_sha256"][:12]
     return f"Measured at commit `{result['commit'][:12]}` with {versions}; weights sha256 `{weights}`."
 

@@ -44,6 +44,7 @@ def chunked_nearest_code(x_NC: Tensor, centers_KC: Tensor, widths_K: Tensor | No
     """
     rows, codes = len(x_NC), len(centers_KC)
     budget = _BLOCK_BYTES.get(x_NC.device.type, _BLOCK_BYTES_ELSEWHERE)
+    centers_KC = centers_KC.contiguous()  # gathered by rows
     search = _Filter(centers_KC, widths_K, distance, budget)
     index_N = torch.empty(rows, dtype=torch.int64, device=x_NC.device)
     step = max(budget // (4 * codes), min(_MIN_ROWS, x_NC.shape[1]))

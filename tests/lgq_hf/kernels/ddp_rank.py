@@ -32,6 +32,8 @@ def main(folder: Path, rank: int, backend: str) -> None:
     model = nn.parallel.DistributedDataParallel(Assign(inputs["centers"], backend))
     model(inputs["x"].chunk(2)[rank]).backward()
     torch.save(model.module.centers.grad, folder / f"{backend}.{rank}.pt")
+    del model  # its reducer must go before the processes part, or the last one waits for ever now and then
+    dist.barrier()
     dist.destroy_process_group()
 
 

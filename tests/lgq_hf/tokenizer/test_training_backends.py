@@ -1,0 +1,87 @@
+"""Training with one backend or another is the same training; scalar bins never hold all channels' probabilities."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from skimage import data
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lgq_hf
+from lgq_hf import LGQConfig, LGQModel
+from lgq_hf.tokenizer import assignment, quantizer_lgq
+from lgq_hf.tokenizer.assignment import soft_assign
+
+DEFAULT = Path(lgq_hf.__file__).parent / "pretrained" / "lgq-default"
+
+
+def loss_curve(backend: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Losses of the demo model, trained on crops of photographs as its recipe does."""
+    monkeypatch.setattr(quantizer_lgq, "soft_assign", functools.partial(soft_assign, backend=backend))
+    model = LGQModel.from_pretrained(DEFAULT).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(0)
+    photographs = [torch.from_numpy(picture).permute(2, 0, 1) for picture in (data.astronaut(), data.coffee())]
+    losses = []
+    for step in range(steps):
+        model.quantizer.set_temperature(1.0 - 0.9 * step / steps)
+        crops = []
+        for photograph in photographs:
+            top, left = (int(torch.randint(size - 48, (), generator=generator)) for size in photograph.shape[1:])
+            crops.append(photograph[:, top : top + 48, left : left + 48])
+        pixels = torch.stack(crops).float() / 127.5 - 1
+        output = model(pixels)
+        loss = (output.decoded_pixel_values - pixels).abs().mean() + output.embedding_loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+@pytest.mark.slow
+def test_chunked_trains_the_demo_model_as_the_reference_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunked, reference = (loss_curve(backend, 50, monkeypatch) for backend in ("chunked", "reference"))
+    assert reference.std() > 1e-3  # something happens in 50 steps
+    torch.testing.assert_close(chunked, reference, rtol=1e-5, atol=0)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Records the largest number of elements of any tensor that an operator returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_scalar_bins_never_hold_rows_by_channels_by_bins(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor rows by bins of one channel, unless the backend is the one that materialises them."""
+    rows, channels, bins = 1024, 4, 4096
+    config = LGQConfig(
+        base_channels=8,
+        channel_multiplier=[1, 1],
+        num_res_blocks=1,
+        latent_channels=channels,
+        codebook_mode="per_channel",
+        codebook_size=bins,
+    )
+    quantizer = LGQModel(config).quantizer.train()
+    latents = torch.randn(1, channels, 32, rows // 32, requires_grad=True)
+    quantizer.init_from(latents.detach())
+    # the function behind the operator: what runs inside of an operator cannot be watched
+    monkeypatch.setattr(assignment, "_operators", None)
+    monkeypatch.setattr(quantizer_lgq, "soft_assign", functools.partial(soft_assign, backend=backend))
+    with _LargestTensor() as watch:
+        quantizer(latents).loss.backward()
+    assert (watch.largest < rows * bins) == (backend == "chunked")
+    assert watch.largest < rows * channels * bins
