@@ -150,9 +150,7 @@ def _check(x: Tensor, centers: Tensor, widths: Tensor | None, distance: str, bac
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {get_args(Backend)}, got '{backend}'")
     if backend == "triton" and _operators is None:
-        raise ValueError(
-            "backend='triton' cannot run: the kernels come with the installed package, pip install lgq_hf"
-        )
+        raise ValueError("backend='triton' cannot run: its kernels come with the package: pip install lgq_hf")
 
 
 __all__ = ["Backend", "Distance", "SoftAssignment", "nearest_code", "soft_assign"]
