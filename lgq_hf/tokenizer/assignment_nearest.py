@@ -72,9 +72,8 @@ class _Winners:
         self.score_n = before.scatter_reduce(0, row, score, "amax")
         code = code.masked_fill(score != self.score_n[row], self.codes)
         lowest = torch.full_like(self.index_n, self.codes).scatter_reduce(0, row, code, "amin")
-        # a row without a winner among these pairs keeps its index
-        kept = torch.where(self.score_n > before, lowest, torch.minimum(self.index_n, lowest))
-        self.index_n = torch.where(lowest < self.codes, kept, self.index_n)
+        # `lowest` is K, above every index, for a row without a winner among these pairs
+        self.index_n = torch.where(self.score_n > before, lowest, torch.minimum(self.index_n, lowest))
 
 
 class _Filter:
