@@ -9,6 +9,7 @@ import torch
 
 if not torch.cuda.is_available():  # Triton reads it when it is imported: its kernels then run on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # tests that fill new memory need deterministic products
 
 from lgq_hf import LGQConfig, LGQModel
 

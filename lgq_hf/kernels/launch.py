@@ -6,18 +6,18 @@ from torch import Tensor
 from triton import knobs
 
 from .backward import backward_columns, backward_rows
-from .blocks import choose_blocks, shared_bytes
+from .blocks import Limits, choose_blocks, shared_bytes
 from .forward import forward_columns, forward_rows
 from .nearest import exact_codes, filter_codes
-from .parts import Operand, pad_channels, prepare
+from .parts import INTERPRETED, Operand, pad_channels, prepare
 
 MAX_CHANNELS = 512
 MAX_CODES = 2**20
 MAX_WIDTH = 512  # parts times padded channels: beyond it registers spill by kilobytes
 
 
-def reason_against(x_NC: Tensor, centers_KC: Tensor) -> str | None:
-    """Why the kernels cannot serve these tensors; `None` if they can."""
+def reason_against(x_NC: Tensor, centers_KC: Tensor, op: str) -> str | None:
+    """Why the kernels of `op` (`"soft_assign"` or `"nearest_code"`) cannot serve these tensors; `None` if they can."""
     if torch.float64 in (x_NC.dtype, centers_KC.dtype):
         return "the Triton kernels compute in fp32: use backend='chunked' for float64"
     if x_NC.shape[1] > MAX_CHANNELS or centers_KC.shape[0] > MAX_CODES:
@@ -30,54 +30,62 @@ def reason_against(x_NC: Tensor, centers_KC: Tensor) -> str | None:
         return "the Triton kernels were not tried on ROCm"
     if torch.cuda.get_device_capability(x_NC.device) < (8, 0):
         return "the Triton kernels need compute capability 8.0 (bf16 matrix units) or higher"
-    needed = shared_bytes(1, 2, pad_channels(x_NC.shape[1]), count_parts(x_NC.dtype))
-    available = _limits(x_NC.device)[0]
+    streamed = 2 if op == "soft_assign" else 1
+    needed = shared_bytes(1, streamed, pad_channels(x_NC.shape[1]), count_parts(x_NC.dtype, op))
+    available = _limits(x_NC.device).shared_bytes
     if needed > available:
         return f"C={x_NC.shape[1]} needs {needed} bytes of shared memory a block, this device has {available}"
     return None
 
 
-def reason_for_chunked(x_NC: Tensor) -> str | None:
+def reason_for_chunked(x_NC: Tensor, op: str) -> str | None:
     """Why the chunked backend is likely to be quicker, although the kernels can serve these rows; `None` if not."""
-    width = count_parts(x_NC.dtype) * pad_channels(x_NC.shape[1])
-    if width > MAX_WIDTH:
+    if count_parts(x_NC.dtype, op) * pad_channels(x_NC.shape[1]) > MAX_WIDTH:
         return f"{x_NC.shape[1]} channels of {x_NC.dtype} spill registers in the Triton kernels"
     return None
 
 
-def count_parts(dtype: torch.dtype) -> int:
+def count_parts(dtype: torch.dtype, op: str = "soft_assign") -> int:
     """How many bf16 parts stand for a number of this dtype.
 
-    One for bf16. For fp32, by `torch.get_float32_matmul_precision()`: "highest" three, which hold all of its 24 bits;
-    "high" two (what torch allows there instead of TF32, and finer); "medium" one. fp16 needs two.
+    One for bf16, two for fp16. For fp32 in `soft_assign` three, which hold all of its 24 bits, or two, which are finer
+    than TF32, where torch's matrix products may use that. The filter of `nearest_code` always takes two.
     """
     if dtype == torch.bfloat16:
         return 1
-    if dtype == torch.float16:
-        return 2
-    return {"highest": 3, "high": 2, "medium": 1}[torch.get_float32_matmul_precision()]
+    return 2 if dtype == torch.float16 or op == "nearest_code" or _tf32_is_allowed() else 3
 
 
-def _limits(device: torch.device) -> tuple[int, int]:
-    """Bytes of shared memory a block may have, and number of multiprocessors (those of an H100 when interpreted)."""
-    if device.type != "cuda":
-        return 227 * 1024, 132
+def _tf32_is_allowed() -> bool:
+    try:
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    except AttributeError:  # torch before 2.9
+        return torch.backends.cuda.matmul.allow_tf32
+
+
+def _limits(device: torch.device) -> Limits:
+    if device.type != "cuda":  # interpreted: as on an H100
+        return Limits(227 * 1024, 132, hopper=True)
     properties = torch.cuda.get_device_properties(device)
-    return properties.shared_memory_per_block_optin, properties.multi_processor_count  # type: ignore[attr-defined]
+    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return Limits(shared, properties.multi_processor_count, hopper=properties.major >= 9)
 
 
 def _shares(blocks: int, length: int, step: int, device: torch.device) -> tuple[int, int]:
     """In how many shares to cut a walk of `length` so that `blocks` programs fill the device; and a share's length."""
-    wanted = max(1, triton.cdiv(2 * _limits(device)[1], max(blocks, 1)))
+    wanted = max(1, triton.cdiv(2 * _limits(device).processors, max(blocks, 1)))
     per_share = triton.cdiv(triton.cdiv(max(length, 1), wanted), step) * step
     return triton.cdiv(max(length, 1), per_share), per_share
 
 
 def _operands(x: Tensor, centers: Tensor, scale: Tensor, distance: str, parts: int) -> tuple[Operand, Operand, Tensor]:
-    """Rows and codes ready for products, and the mean that both are less of: of the codes, for fp32 distances."""
+    """Rows and codes ready for products, and what both are less of: the mean row, for distances of fp32.
+
+    The mean code would do as well, until one code strays.
+    """
     x, centers, scale = x.contiguous(), centers.contiguous(), scale.contiguous()
     if distance in ("sq_l2", "l2") and x.dtype == torch.float32:
-        mean_C = centers.mean(0)
+        mean_C = x.mean(0)
     else:  # bf16 and fp16 stay as they are: their parts hold them exactly
         mean_C = torch.zeros(x.shape[1], dtype=torch.float32, device=x.device)
     return prepare(x, mean_C, parts, distance), prepare(centers, mean_C, parts, distance, scale), mean_C
@@ -105,12 +113,12 @@ def triton_forward(
     sizes = (rows, x.term.numel(), codes, c.term.numel())
     cp = pad_channels(channels)
     names = {"DISTANCE": distance, "CP": cp, "PARTS": parts}
-    stay, stream, stages, warps = choose_blocks(1, 1, rows, cp, parts, *_limits(device))
+    stay, stream, stages, warps = choose_blocks(1, 1, rows, cp, parts, _limits(device))
     forward_rows[(triton.cdiv(rows, stay),)](
         x.parts, x.term, c.parts, c.term, c.scale, mean_C, soft, peak, lse, index, state[0], state[1], *sizes,
         **names, C=channels, BLOCK_N=stay, BLOCK_K=stream, num_stages=stages, num_warps=warps,
     )  # fmt: skip
-    stay, stream, stages, warps = choose_blocks(1, 1, codes, cp, parts, *_limits(device))
+    stay, stream, stages, warps = choose_blocks(1, 1, codes, cp, parts, _limits(device))
     blocks = triton.cdiv(codes, stay)
     shares, per_share = _shares(blocks, rows, stream, device)
     usage = empty(shares, codes)
@@ -124,9 +132,9 @@ def triton_forward(
 def triton_backward(
     d_soft_NC: Tensor | None, d_peak_N: Tensor | None, d_usage_K: Tensor | None, d_lse_N: Tensor | None,
     x_NC: Tensor, centers_KC: Tensor, scale_K: Tensor, soft_NC: Tensor, peak_N: Tensor, state: Tensor,
-    distance: str, hold_x: bool,
+    distance: str, hold_x: bool, with_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients (fp32) of x_NC, centers_KC and scale_K; `None` stands for a gradient of zeros."""
+    """Gradients (fp32) of x_NC, centers_KC and scale_K (zeros unless `with_scale`); `None` stands for zeros."""
     rows, channels = x_NC.shape
     codes, device = centers_KC.shape[0], x_NC.device
     d_x = torch.empty(rows, channels, dtype=torch.float32, device=device)
@@ -143,20 +151,20 @@ def triton_backward(
     base_of_rows, d_parts = base, x.parts
     if d_soft_NC is not None:
         d_parts = prepare(d_soft_NC.contiguous(), torch.zeros_like(mean_C), parts, "dot").parts
-        base = base + torch.linalg.vecdot(d_soft_NC, soft_NC - mean_C)
+        base = base + (d_soft_NC * (soft_NC - mean_C)).sum(1)
         base_of_rows = base_of_rows if hold_x else base
     with_soft = d_soft_NC is not None
     through_soft = with_soft and not hold_x
     names = {"DISTANCE": distance, "C": channels, "CP": cp, "PARTS": parts}
     rest = torch.empty_like(base)
-    stay, stream, stages, warps = choose_blocks(1 + through_soft, 1, rows, cp, parts, *_limits(device))
+    stay, stream, stages, warps = choose_blocks(1 + through_soft, 1, rows, cp, parts, _limits(device))
     uniform = scale_K.numel() == 1 and distance in ("sq_l2", "dot")
     backward_rows[(triton.cdiv(rows, stay),)](
         x.parts, x.term, x.norm, c.parts, c.term, c.scale, mean_C, d_parts, soft_NC, state[0], state[1], base_of_rows,
         d_peak, d_usage, d_lse, d_x, rest, *sizes, **names, UNIFORM=uniform, THROUGH_SOFT=through_soft,
         BLOCK_N=stay, BLOCK_K=stream, num_stages=stages, num_warps=warps,
     )  # fmt: skip
-    stay, stream, stages, warps = choose_blocks(1, 1 + with_soft, codes, cp, parts, *_limits(device))
+    stay, stream, stages, warps = choose_blocks(1, 1 + with_soft, codes, cp, parts, _limits(device))
     blocks = triton.cdiv(codes, stay)
     shares, per_share = _shares(blocks, rows, stream, device)
     d_centers = d_x.new_empty(shares, codes, channels)
@@ -164,9 +172,11 @@ def triton_backward(
     backward_columns[(blocks, shares)](
         x.parts, x.term, c.parts, c.term, c.scale, c.norm, d_parts, state[0], state[1],
         d_lse - base - rest, d_peak, d_usage, d_centers, d_log_scale, *sizes, per_share,
-        **names, WITH_SOFT=with_soft, WITH_SCALE=True,
+        **names, WITH_SOFT=with_soft, WITH_SCALE=with_scale,
         BLOCK_N=stream, BLOCK_K=stay, num_stages=stages, num_warps=warps,
     )  # fmt: skip
+    if not with_scale:
+        return d_x, d_centers.sum(0), torch.zeros_like(scale_K)
     d_scale = -(d_log_scale.sum(0) / scale_K)
     return d_x, d_centers.sum(0), d_scale if scale_K.numel() == codes else d_scale.sum().reshape(1)
 
@@ -178,14 +188,14 @@ def triton_nearest_code(x_NC: Tensor, centers_KC: Tensor, widths_K: Tensor | Non
     if rows == 0:
         return torch.empty(0, dtype=torch.int64, device=device)
     x_NC, centers_KC = x_NC.contiguous(), centers_KC.contiguous()
-    parts = 1 if x_NC.dtype == torch.bfloat16 else 2
+    parts = count_parts(x_NC.dtype, "nearest_code")
     widths = torch.ones(1, device=device) if widths_K is None else widths_K.float().contiguous()
     euclidean = distance in ("sq_l2", "l2")
     kind = "sq_l2" if euclidean else distance
     # the winner of d / w is that of d^2 / w^2
     x, c, _ = _operands(x_NC, centers_KC, widths.square() if distance == "l2" else widths, kind, parts)
     cp = pad_channels(channels)
-    stay, stream, stages, warps = choose_blocks(1, 1, rows, cp, parts, *_limits(device))
+    stay, stream, stages, warps = choose_blocks(1, 1, rows, cp, parts, _limits(device))
     blocks = triton.cdiv(rows, stay)
     shares, per_share = _shares(blocks, codes, stream, device)
     best = torch.empty(shares, rows, dtype=torch.float32, device=device)
@@ -201,13 +211,15 @@ def triton_nearest_code(x_NC: Tensor, centers_KC: Tensor, widths_K: Tensor | Non
     undecided = ~(others < top - margin)
     order = torch.sort(undecided.to(torch.uint8), descending=True, stable=True).indices
     count = undecided.sum(dtype=torch.int32)
-    shares, per_share = _shares(1, codes, 64, device)
+    # as if one row in 64 were undecided: enough programs for those, and no large buffers for many rows
+    shares, per_share = _shares(triton.cdiv(rows, 1024), codes, 64, device)
     exact = torch.empty(shares, rows, dtype=torch.float64, device=device)
     index = torch.zeros(shares, rows, dtype=torch.int32, device=device)
     exact_codes[(triton.cdiv(rows, 16), shares)](
         x_NC, centers_KC, widths, x.parts, x.term, c.parts, c.term, c.scale, top - margin, order, count,
         exact, index, *sizes, per_share, int(widths.numel() > 1),
-        DISTANCE=distance, EUCLIDEAN=euclidean, C=channels, CP=cp, PARTS=parts, BLOCK_N=16, BLOCK_K=32, num_warps=4,
+        DISTANCE=distance, EUCLIDEAN=euclidean, C=channels, CP=cp, PARTS=parts,
+        BLOCK_N=16, BLOCK_K=32, num_stages=1, num_warps=4,
     )  # fmt: skip
     decided = torch.arange(rows, device=device) >= count
     sure = torch.where(decided, token[order], _merge(exact, index)[1])
@@ -216,14 +228,16 @@ def triton_nearest_code(x_NC: Tensor, centers_KC: Tensor, widths_K: Tensor | Non
 
 def _error_bound(norm_N: Tensor, c: Operand, channels: int, codes: int, parts: int, euclidean: bool) -> Tensor:
     """How far the filter's score of a row can be from the score in real arithmetic, for any of the codes; (N,)."""
-    relative = (0 if parts == 1 else 2**-15) + (channels + 32) * 2**-22
+    rounding = 0.0 if parts == 1 else 2**-13 if INTERPRETED else 2**-14  # the interpreter cuts parts off
+    relative = rounding + (channels + 32) * 2**-22
     assert c.scale is not None  # codes have one
-    scale, norm = c.scale[:codes], c.norm[:codes]
-    highest, by_norm = scale.amax(), (scale * norm).amax()
+    tiny = channels * 2**-63  # squares of smaller numbers are lost, and norms with them
+    scale, norm_N, norm_K = c.scale[:codes], norm_N + tiny, c.norm[:codes] + tiny
+    highest, by_norm = scale.amax(), (scale * norm_K).amax()
     underflow = channels * torch.finfo(torch.float32).tiny * ((1 + norm_N) * highest + by_norm)
     if not euclidean:
         return relative * norm_N * by_norm + underflow
-    by_square = (scale * norm.square()).amax()
+    by_square = (scale * norm_K.square()).amax()
     return relative / 2 * (norm_N.square() * highest + 2 * norm_N * by_norm + by_square) + underflow
 
 

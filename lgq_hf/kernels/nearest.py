@@ -96,7 +96,7 @@ def exact_codes(
                 square += code_c * code_c
             width = tl.load(widths + k * width_stride, mask=inside_k, other=1.0).to(tl.float64)
             if DISTANCE == "cosine":
-                width *= tl.maximum(tl.sqrt(square), 1e-12)
+                width *= tl.maximum(tl.sqrt(square), tl.full([BLOCK_K], 1e-12, tl.float64))
             if DISTANCE == "l2":
                 width *= width
             total = tl.where(candidate, total / width[None, :], -float("inf"))

@@ -4,7 +4,8 @@ Operators `lgq_hf::soft_assign`, `lgq_hf::soft_assign_backward`, `lgq_hf::neares
 decided when they run, so that a compiled graph holds no decision. Shapes: N rows, C channels, K codes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -22,13 +23,14 @@ class Operators(NamedTuple):
     nearest_code: Callable[..., Tensor]
 
 
-def reason_against_triton(x_NC: Tensor, centers_KC: Tensor, *, auto: bool = False) -> str | None:
-    """Why the Triton kernels cannot serve these tensors, or for `auto` should not; `None` if they can."""
+def reason_against_triton(x_NC: Tensor, centers_KC: Tensor, op: str, *, auto: bool = False) -> str | None:
+    """Why the Triton kernels of `op` cannot serve these tensors, or for `auto` should not; `None` if they can."""
     try:
         from . import launch  # triton takes a while to import, and is not everywhere
     except ImportError as error:
         return f"triton cannot be imported ({error})"
-    return launch.reason_against(x_NC, centers_KC) or (launch.reason_for_chunked(x_NC) if auto else None)
+    reason = launch.reason_against(x_NC, centers_KC, op)
+    return launch.reason_for_chunked(x_NC, op) if auto and reason is None else reason
 
 
 @cache
@@ -36,16 +38,23 @@ def _say(choice: str) -> None:
     logger.info(f"Assignment op: {choice}")
 
 
-def _takes_triton(backend: str, x_NC: Tensor, centers_KC: Tensor) -> bool:
+def _takes_triton(backend: str, x_NC: Tensor, centers_KC: Tensor, op: str = "soft_assign") -> bool:
     """Whether Triton serves a call; `ValueError` where it was asked for by name and cannot."""
     if backend == "chunked" or (backend == "auto" and not x_NC.is_cuda):
         return False
-    reason = reason_against_triton(x_NC, centers_KC, auto=backend == "auto")
+    reason = reason_against_triton(x_NC, centers_KC, op, auto=backend == "auto")
     if backend == "triton" and reason is not None:
         raise ValueError(f"backend='triton' cannot run: {reason}")
     if backend == "auto":
         _say("'auto' chose 'triton'" if reason is None else f"'auto' chose 'chunked': {reason}")
     return reason is None
+
+
+@contextmanager
+def _settings_of(x_NC: Tensor) -> Iterator[None]:
+    """The device of the rows is the current one; autocast is off, also where a caller runs a backward pass in it."""
+    with torch.cuda.device_of(x_NC), torch.autocast(x_NC.device.type, enabled=False):
+        yield
 
 
 def _accumulator(x_NC: Tensor, centers_KC: Tensor) -> torch.dtype:
@@ -74,12 +83,13 @@ def define_operators(
     def soft_assign(
         x: Tensor, centers: Tensor, scale: Tensor, distance: str, hold_x: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        if _takes_triton(backend, x, centers):
-            from .launch import triton_forward
+        with _settings_of(x):
+            if _takes_triton(backend, x, centers):
+                from .launch import triton_forward
 
-            return triton_forward(*_same_dtype(x, centers), scale.float(), distance)
-        dtype = _accumulator(x, centers)
-        outputs = forward(x.to(dtype), centers.to(dtype), scale.to(dtype), distance)
+                return triton_forward(*_same_dtype(x, centers), scale.float(), distance)
+            dtype = _accumulator(x, centers)
+            outputs = forward(x.to(dtype), centers.to(dtype), scale.to(dtype), distance)
         return *outputs, x.new_zeros(2, len(x), dtype=torch.float32)  # its backward pass needs nothing more
 
     @soft_assign.register_fake
@@ -104,23 +114,27 @@ def define_operators(
         state: Tensor,
         distance: str,
         hold_x: bool,
+        with_scale: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         grads = (d_soft, d_peak, d_usage, d_lse)
-        if _takes_triton(backend, x, centers):
-            from .launch import triton_backward
+        with _settings_of(x):
+            if _takes_triton(backend, x, centers):
+                from .launch import triton_backward
 
-            same = _same_dtype(x, centers)
-            d_inputs = triton_backward(*grads, *same, scale.float(), soft, peak, state, distance, hold_x)
-        else:
-            same = (x.to(peak.dtype), centers.to(peak.dtype))
-            d_inputs = backward(*grads, *same, scale.to(peak.dtype), distance, hold_x)
+                same = _same_dtype(x, centers)
+                d_inputs = triton_backward(
+                    *grads, *same, scale.float(), soft, peak, state, distance, hold_x, with_scale
+                )
+            else:
+                same = (x.to(peak.dtype), centers.to(peak.dtype))
+                d_inputs = backward(*grads, *same, scale.to(peak.dtype), distance, hold_x)
         return d_inputs[0].to(x.dtype), d_inputs[1].to(centers.dtype), d_inputs[2].to(scale.dtype)
 
     @soft_assign_backward.register_fake
     def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        x, centers, scale = arguments[4:7]
-        return torch.empty_like(x), torch.empty_like(centers), torch.empty_like(scale)
+        x, centers, scale = (tensor.new_empty(tensor.shape) for tensor in arguments[4:7])
+        return x, centers, scale
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, centers, scale, ctx.distance, ctx.hold_x, ctx.backend = inputs
@@ -130,19 +144,21 @@ def define_operators(
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        d_inputs = soft_assign_backward(*grads[:4], *ctx.saved_tensors, ctx.distance, ctx.hold_x, ctx.backend)
+        options = (ctx.distance, ctx.hold_x, ctx.needs_input_grad[2], ctx.backend)
+        d_inputs = soft_assign_backward(*grads[:4], *ctx.saved_tensors, *options)
         return *d_inputs, None, None, None
 
     soft_assign.register_autograd(differentiate, setup_context=setup_context)
 
     @torch.library.custom_op("lgq_hf::nearest_code", mutates_args=())
     def nearest_code(x: Tensor, centers: Tensor, widths: Tensor | None, distance: str, backend: str) -> Tensor:
-        if _takes_triton(backend, x, centers):
-            from .launch import triton_nearest_code
+        with _settings_of(x):
+            if _takes_triton(backend, x, centers, op="nearest_code"):
+                from .launch import triton_nearest_code
 
-            return triton_nearest_code(*_same_dtype(x, centers), widths, distance)
-        dtype = _accumulator(x, centers)
-        return nearest(x.to(dtype), centers.to(dtype), None if widths is None else widths.to(dtype), distance)
+                return triton_nearest_code(*_same_dtype(x, centers), widths, distance)
+            dtype = _accumulator(x, centers)
+            return nearest(x.to(dtype), centers.to(dtype), None if widths is None else widths.to(dtype), distance)
 
     @nearest_code.register_fake
     def _(x: Tensor, centers: Tensor, widths: Tensor | None, distance: str, backend: str) -> Tensor:

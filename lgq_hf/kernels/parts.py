@@ -106,7 +106,7 @@ def prepare(rows_RC: Tensor, mean_C: Tensor, count_parts: int, distance: str, wi
     padded_channels = pad_channels(channels)
     parts = torch.empty(count_parts, padded, padded_channels, dtype=torch.bfloat16, device=rows_RC.device)
     term, norm = parts.new_empty(padded, dtype=torch.float32), parts.new_empty(padded, dtype=torch.float32)
-    block = max(4, 4096 // padded_channels) if padded_channels > 32 else ROW_BLOCK
+    block = prepare_block(padded_channels)
     sizes = {"DISTANCE": distance, "C": channels, "CP": padded_channels, "PARTS": count_parts, "BLOCK": block}
     grid = (padded // block,)
     if width is None:
@@ -116,6 +116,11 @@ def prepare(rows_RC: Tensor, mean_C: Tensor, count_parts: int, distance: str, wi
     step = int(width.numel() > 1)
     _prepare_codes[grid](rows_RC, mean_C, width, parts, term, scale, norm, count, padded, step, **sizes)
     return Operand(parts, term, scale, norm)
+
+
+def prepare_block(channels_padded: int) -> int:
+    """Rows that one program of [`prepare`] splits: up to 4096 numbers."""
+    return min(ROW_BLOCK, 4096 // channels_padded)
 
 
 def pad_channels(channels: int) -> int:

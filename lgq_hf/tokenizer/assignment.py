@@ -96,11 +96,11 @@ def soft_assign(
     if not isinstance(temperature, Tensor):
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        temperature = torch.tensor(float(temperature), dtype=dtype, device=device)
+        temperature = torch.full((), temperature, dtype=dtype, device=device)  # nothing waits for the device
     elif temperature.numel() != 1:
         raise ValueError(f"temperature must have one element, got shape {tuple(temperature.shape)}")
     with torch.autocast(device.type, enabled=False):
-        tau = temperature.reshape(1).to(dtype)
+        tau = temperature.reshape(1).to(device, dtype)
         scale_K = tau if widths is None else tau * widths.to(dtype)
         if backend != "reference" and _operators is not None:
             outputs = _operators.soft_assign(x_NC, centers_KC, scale_K, distance, hold_x, backend)[:5]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 # Bytes of one (n, K) block of the input's dtype; about eight of that size are held at a time. On a CPU they should
 # stay in the cache; elsewhere they should be large, as starting an operation takes longer than a small one runs.
-_BLOCK_BYTES = {"cpu": 2 * 2**20}
+_BLOCK_BYTES = {"cpu": 3 * 2**20}
 _BLOCK_BYTES_ELSEWHERE = 256 * 2**20
 # But no block has fewer rows than this, or D: the codes are read once per block. It is then no larger than they are.
 _MIN_ROWS = 32
@@ -60,13 +60,12 @@ def chunked_backward(
     """Gradients of x_NC, centers_KC and scale_K; `None` stands for a gradient of zeros."""
     features = _Features(centers_KC, distance)
     a_ND, b_KD = features.of_rows(x_NC), features.of_codes(centers_KC, scale_K)
-    dtype, wide = x_NC.dtype, a_ND.dtype
     # transposed: a product is quickest where the longest side of its result is contiguous
     d_a_ND, d_b_DK = torch.empty_like(a_ND), b_KD.new_zeros(b_KD.T.shape)
     d_codes_CK = centers_KC.new_zeros(centers_KC.T.shape)
-    for block, logits in _logits(a_ND, b_KD, dtype, distance):
+    for block, logits in _logits(a_ND, b_KD, x_NC.dtype, distance):
         slope = (0.5 / logits).masked_fill_(logits == 0, 0) if distance == "l2" else None
-        p, total = _exponentials(logits, logits.amax(dim=1), dtype)
+        p, total = _exponentials(logits, logits.amax(dim=1), x_NC.dtype)
         p.mul_(total.reciprocal()[:, None])
         g = torch.zeros_like(p) if d_peak_N is None else p * (2 * d_peak_N[block, None])
         if d_usage_K is not None:
@@ -74,13 +73,13 @@ def chunked_backward(
         d_row = None if d_lse_N is None else d_lse_N[block]
         if d_soft_NC is not None and not hold_x:
             g.addmm_(d_soft_NC[block], centers_KC.T)
-        delta = _softmax_backward(p, g, d_row, slope, wide)
+        delta = _softmax_backward(p, g, d_row, slope, logits)
         torch.mm(delta, b_KD, out=d_a_ND[block])
         if d_soft_NC is not None:
             d_codes_CK.addmm_(d_soft_NC[block].T, p)
             if hold_x:
                 g.addmm_(d_soft_NC[block], centers_KC.T)
-                delta = _softmax_backward(p, g, d_row, slope, wide)
+                delta = _softmax_backward(p, g, d_row, slope, logits)
         d_b_DK.addmm_(a_ND[block].T, delta)
     d_centers_KC, d_scale_K = features.codes_backward(d_b_DK.T, b_KD, centers_KC, scale_K)
     return features.rows_backward(d_a_ND, x_NC), d_centers_KC.add_(d_codes_CK.T), d_scale_K
@@ -104,7 +103,8 @@ class _ChunkedSoftAssign(torch.autograd.Function):
         d_soft, d_peak, d_usage, d_lse, _ = grads
         x_NC, centers_KC, scale_K = ctx.saved_tensors
         distance, hold_x = ctx.distance, ctx.hold_x
-        gradients = chunked_backward(d_soft, d_peak, d_usage, d_lse, x_NC, centers_KC, scale_K, distance, hold_x)
+        with torch.autocast(x_NC.device.type, enabled=False):  # a backward pass may run inside of it
+            gradients = chunked_backward(d_soft, d_peak, d_usage, d_lse, x_NC, centers_KC, scale_K, distance, hold_x)
         return *gradients, None, None
 
 
@@ -224,11 +224,16 @@ def _exponentials(logits: Tensor, highest: Tensor, dtype: torch.dtype) -> tuple[
     return e, e.sum(dim=1)
 
 
-def _softmax_backward(p: Tensor, g: Tensor, d_lse: Tensor | None, slope: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Gradient of A B^T in `dtype`, given p and g = dL/dp; `slope` is d logits / d (A B^T) where that is not 1."""
+def _softmax_backward(p: Tensor, g: Tensor, d_lse: Tensor | None, slope: Tensor | None, room: Tensor) -> Tensor:
+    """Gradient of A B^T given p and g = dL/dp; `slope` is d logits / d (A B^T) where that is not 1.
+
+    In the dtype of `room`, the logits' buffer, and in it where that dtype is not p's (else p itself lies there).
+    """
     delta = p * g
     r = delta.sum(dim=1)
-    delta = delta.addcmul_(p, (-r if d_lse is None else d_lse - r)[:, None]).to(dtype)
+    delta.addcmul_(p, (-r if d_lse is None else d_lse - r)[:, None])
+    if delta.dtype != room.dtype:
+        delta = room.copy_(delta)
     return delta if slope is None else delta.mul_(slope)
 
 

@@ -28,13 +28,13 @@ from torch import Tensor
 from .assignment_reference import exact_scores, score_divisors
 
 # Bytes of one (n, K) block of scores, and the fewest rows of one: as in assignment_chunked.py.
-_BLOCK_BYTES = {"cpu": 4 * 2**20}
+_BLOCK_BYTES = {"cpu": 5 * 2**20}
 _BLOCK_BYTES_ELSEWHERE = 256 * 2**20
 _MIN_ROWS = 32
 # Codes k, k + G, k + 2G, ... form a group: groups are compared with the threshold before codes are.
 _GROUP = 64
 # Blocks of scores between two rounds of exact scores, which cost as much for few pairs as for many.
-_BLOCKS = 16
+_BLOCKS = 12
 
 
 def chunked_nearest_code(x_NC: Tensor, centers_KC: Tensor, widths_K: Tensor | None, distance: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Latents, codes and the truth in float64, for tests of every backend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -70,6 +71,14 @@ def differentiate(
 def truth(inputs: Inputs, **options: object) -> tuple[SoftAssignment, dict[str, Tensor]]:
     """The definition in float64."""
     return evaluate(Inputs(*(t.double() for t in inputs)), backend="reference", **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def settings_restored() -> Iterator[None]:
+    """Puts torch's precision of fp32 matrix products back, whichever of its two ways a test has used."""
+    yield
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
 
 
 def errors(

@@ -18,25 +18,32 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lgq_hf.kernels import backward, forward, nearest, parts
-from lgq_hf.kernels.blocks import choose_blocks
+from lgq_hf.kernels.blocks import Limits, choose_blocks
 
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
-POINTERS = {"x_parts": "*bf16", "c_parts": "*bf16", "d_parts": "*bf16", "order": "*i64", "count": "*i32"}
-NUMBERS = ("rows", "rows_padded", "codes", "codes_padded", "rows_per_split", "codes_per_split", "width_stride")
+POINTERS = dict.fromkeys(("parts", "x_parts", "c_parts", "d_parts"), "*bf16") | {"order": "*i64", "count": "*i32"}
+NUMBERS = (
+    *("rows", "rows_padded", "codes", "codes_padded", "padded"),
+    *("rows_per_split", "codes_per_split", "width_stride"),
+)
 
 
 def kernels(arguments: argparse.Namespace) -> dict[str, tuple[Any, dict[str, Any], tuple[int, int]]]:
     """Per kernel: function, constants without blocks, and (operands that stay, operands that stream)."""
     cp = parts.pad_channels(arguments.channels)
+    block = {"BLOCK": parts.prepare_block(cp)}
+    scale = {"WITH_SCALE": arguments.widths}
     two = {"PARTS": min(2, arguments.parts)}
     names = {"DISTANCE": arguments.distance, "C": arguments.channels, "CP": cp, "PARTS": arguments.parts}
-    uniform = arguments.distance in ("sq_l2", "dot")
+    uniform = arguments.distance in ("sq_l2", "dot") and not arguments.widths
     euclidean = arguments.distance in ("sq_l2", "l2")
     return {
+        "_prepare_rows": (parts._prepare_rows, names | block, (0, 0)),
+        "_prepare_codes": (parts._prepare_codes, names | block, (0, 0)),
         "forward_rows": (forward.forward_rows, names, (1, 1)),
         "forward_columns": (forward.forward_columns, names, (1, 1)),
         "backward_rows": (backward.backward_rows, names | {"UNIFORM": uniform, "THROUGH_SOFT": True}, (2, 1)),
-        "backward_columns": (backward.backward_columns, names | {"WITH_SOFT": True, "WITH_SCALE": False}, (1, 2)),
+        "backward_columns": (backward.backward_columns, names | scale | {"WITH_SOFT": True}, (1, 2)),
         "filter_codes": (nearest.filter_codes, names | two | {"EUCLIDEAN": euclidean}, (1, 1)),
         "exact_codes": (nearest.exact_codes, names | two | {"EUCLIDEAN": euclidean}, (0, 0)),
     }  # fmt: skip
@@ -50,7 +57,9 @@ def build(
         stay, stream, stages, warps = 16, 32, 1, 4
     else:
         shared = arguments.shared or SHARED[arguments.capability]
-        stay, stream, stages, warps = choose_blocks(*operands, 2**20, names["CP"], names["PARTS"], shared, 132)
+        stay, stream, stages, warps = choose_blocks(
+            *operands, 2**20, names["CP"], names["PARTS"], Limits(shared, 132, arguments.capability >= 90)
+        )
     over_codes = kernel.fn.__name__.endswith("columns")
     names = names | {"BLOCK_N": stream if over_codes else stay, "BLOCK_K": stay if over_codes else stream}
     constants = {name: names[name] for name in kernel.arg_names if name in names}
@@ -58,7 +67,7 @@ def build(
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
-        elif name in NUMBERS:
+        elif name in NUMBERS or (name == "count" and kernel.fn.__name__.startswith("_prepare")):
             signature[name] = "i32"
             if name.endswith("padded") or name.endswith("split"):
                 divisible[(place,)] = [["tt.divisibility", 16]]
@@ -96,6 +105,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--parts", type=int, default=3)
     parser.add_argument("--distance", default="sq_l2")
+    parser.add_argument("--widths", action="store_true", help="with gradients of widths and temperature")
     parser.add_argument("--shared", type=int)
     parser.add_argument("--kernel", nargs="*")
     arguments = parser.parse_args()

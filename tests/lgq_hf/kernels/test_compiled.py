@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lgq_hf.kernels.blocks import choose_blocks, shared_bytes
+from lgq_hf.kernels.blocks import Limits, choose_blocks, shared_bytes
 
 pytest.importorskip("triton")
 
@@ -27,9 +27,9 @@ def compiled(*arguments: str) -> dict[str, dict]:
 def test_hopper_at_64_channels() -> None:
     """fp32 on an H100: warp-group matrix instructions, no atomics, and next to nothing spilled."""
     kernels = compiled("--capability", "90", "--channels", "64", "--parts", "3")
-    assert len(kernels) == 6
+    assert len(kernels) == 8
     for name, kernel in kernels.items():
-        assert kernel["wgmma"] > 0 or name == "exact_codes"
+        assert kernel["wgmma"] > 0 or name in ("exact_codes", "_prepare_rows", "_prepare_codes")
         assert kernel["atomics"] == 0
         assert kernel["shared_bytes"] <= 227 * 1024
         assert kernel["stack_bytes"] <= 512
@@ -39,7 +39,7 @@ def test_hopper_at_64_channels() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--capability", "80", "--channels", "8", "--parts", "3", "--distance", "l2"),
+        ("--capability", "80", "--channels", "32", "--parts", "3", "--distance", "l2", "--widths"),
         ("--capability", "89", "--channels", "64", "--parts", "1", "--distance", "cosine"),
         ("--capability", "90", "--channels", "512", "--parts", "1", "--distance", "dot"),
     ],
@@ -49,19 +49,22 @@ def test_other_gpus_and_sizes(arguments: tuple[str, ...]) -> None:
     for kernel in compiled(*arguments).values():
         assert kernel["shared_bytes"] <= available
         assert kernel["atomics"] == 0
+        assert kernel["stack_bytes"] <= 1024
 
 
 @pytest.mark.parametrize("available", [99 * 1024, 163 * 1024, 227 * 1024])
 @pytest.mark.parametrize("channels", [16, 32, 64, 128, 256, 512])
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_blocks_fit(available: int, channels: int, parts: int) -> None:
+    hopper = available > 200 * 1024
     for operands in ((1, 1), (2, 1), (1, 2)):
-        stay, stream, stages, warps = choose_blocks(*operands, 2**20, channels, parts, available, 132)
+        stay, stream, stages, warps = choose_blocks(*operands, 2**20, channels, parts, Limits(available, 132, hopper))
         if shared_bytes(1, 2, channels, parts) <= available:  # what is refused otherwise
             assert shared_bytes(*operands, channels, parts, (stay, stream, stages)) <= available
         assert min(stay, stream) >= 16 and warps in (4, 8)
 
 
 def test_blocks_shrink_where_they_would_leave_processors_idle() -> None:
-    assert choose_blocks(1, 1, 2**20, 64, 3, 227 * 1024, 132)[0] == 128
-    assert choose_blocks(1, 1, 4096, 64, 3, 227 * 1024, 132)[0] == 64
+    limits = Limits(227 * 1024, 132, hopper=True)
+    assert choose_blocks(1, 1, 2**20, 64, 3, limits)[0] == 128
+    assert choose_blocks(1, 1, 4096, 64, 3, limits)[0] == 64

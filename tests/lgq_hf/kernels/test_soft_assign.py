@@ -9,8 +9,20 @@ from torch.nn import functional as F
 pytest.importorskip("triton")
 
 from lgq_hf.kernels import launch
+from lgq_hf.kernels.blocks import Limits
 from lgq_hf.tokenizer.assignment import SoftAssignment, soft_assign
-from tests.lgq_hf.kernels.cases import DEVICE, DISTANCES, LATENTS, Inputs, differentiate, draw, errors, evaluate, truth
+from tests.lgq_hf.kernels.cases import (
+    DEVICE,
+    DISTANCES,
+    LATENTS,
+    Inputs,
+    differentiate,
+    draw,
+    errors,
+    evaluate,
+    settings_restored,
+    truth,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,18 +111,20 @@ def test_bf16_next_to_fp32_is_computed_in_fp32() -> None:
     assert found["d x"] < torch.finfo(torch.bfloat16).eps
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("highest", 2e-6), ("high", 2e-4), ("medium", 3e-2)])
-def test_precision_follows_torch(precision: str, limit: float) -> None:
+@pytest.mark.parametrize(("tf32", "limit"), [(False, 2e-6), (True, 2e-4)])
+def test_precision_follows_torch(tf32: bool, limit: float) -> None:
+    """Both of torch's ways to allow TF32; after the newer one, torch refuses to tell the older setting."""
     inputs = draw("random", rows=50, codes=70, channels=16)
     wanted = truth(inputs, distance="sq_l2")
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        found = errors(evaluate(inputs, backend="triton", distance="sq_l2"), wanted)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert limit / 1000 < found["soft_codes_NC"] < limit
-    assert found["d x"] < 3 * limit
+    with settings_restored():
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        older = errors(evaluate(inputs, backend="triton", distance="sq_l2"), wanted)
+    with settings_restored():
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+        newer = errors(evaluate(inputs, backend="triton", distance="sq_l2"), wanted)
+    assert older == newer
+    assert limit / 1000 < older["soft_codes_NC"] < limit
+    assert older["d x"] < 3 * limit
 
 
 @pytest.mark.parametrize(
@@ -129,7 +143,7 @@ def test_sizes_that_are_no_multiple_of_a_block(rows: int, codes: int, channels: 
 @pytest.mark.parametrize("processors", [1, 132])
 def test_shares_of_a_column_add_up(processors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one processor a column is one share; with many it is cut."""
-    monkeypatch.setattr(launch, "_limits", lambda device: (227 * 1024, processors))
+    monkeypatch.setattr(launch, "_limits", lambda device: Limits(227 * 1024, processors, hopper=True))
     inputs = draw("random", rows=300, codes=70, channels=8)
     found = errors(evaluate(inputs, backend="triton", distance="l2"), truth(inputs, distance="l2"))
     assert max(found.values()) < 5e-6
@@ -165,7 +179,7 @@ def test_gradient_of_each_output_alone(output: int) -> None:
         weights = torch.linspace(-1, 1, value.numel(), dtype=dtype, device=DEVICE).reshape(value.shape)
         gradients.append(torch.autograd.grad((value * weights).sum(), leaves))
     for wanted, found in zip(*gradients, strict=True):
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=5e-6)
 
 
 def test_twice_the_same_bits() -> None:
@@ -175,12 +189,24 @@ def test_twice_the_same_bits() -> None:
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
 
 
-def test_autocast_changes_nothing() -> None:
+@pytest.mark.parametrize("backend", ["triton", "chunked"])
+@pytest.mark.parametrize("hold_x", [False, True])
+def test_autocast_changes_nothing(hold_x: bool, backend: str) -> None:
+    """Nor in the backward pass, which runs in whatever its caller has set."""
     inputs = draw("random", rows=20, codes=30, channels=8)
-    plain = soft_assign(*inputs[:2], 0.5, backend="triton")
+    plain = evaluate(inputs, backend=backend, distance="sq_l2", hold_x=hold_x)
     with torch.autocast(DEVICE, torch.bfloat16):
-        for a, b in zip(plain, soft_assign(*inputs[:2], 0.5, backend="triton"), strict=True):
-            assert a.dtype == b.dtype and torch.equal(a, b)
+        found = evaluate(inputs, backend=backend, distance="sq_l2", hold_x=hold_x)
+    assert all(torch.equal(a, b) for a, b in zip(plain[0], found[0], strict=True))
+    assert all(torch.equal(plain[1][name], found[1][name]) for name in plain[1])
+
+
+@pytest.mark.parametrize("distance", ["sq_l2", "l2"])
+def test_a_stray_code_costs_the_others_nothing(distance: str) -> None:
+    inputs = draw("random", rows=50, codes=60, channels=8)
+    inputs.centers[7] = 1e4
+    found = errors(evaluate(inputs, backend="triton", distance=distance), truth(inputs, distance=distance))
+    assert max(error for name, error in found.items() if name != "d temperature") < 1e-5
 
 
 def test_zero_vectors_have_a_cosine_of_zero() -> None:
