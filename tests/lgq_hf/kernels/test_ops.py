@@ -70,8 +70,8 @@ def test_one_graph_and_no_recompilation(backend: str, hold_x: bool) -> None:
 def test_inductor(backend: str) -> None:
     """With rows as a quantizer makes them of one image: a view whose strides are not those of a new tensor."""
     torch._dynamo.reset()
-    latents = torch.randn(1, 5, 4, 3, device=DEVICE)
-    centers = torch.randn(20, 5, device=DEVICE)
+    x, centers = draw("random", rows=12, codes=20, channels=5)[:2]
+    latents = x.reshape(1, 4, 3, 5).permute(0, 3, 1, 2).contiguous()
 
     def loss(latents: Tensor, centers: Tensor, backend: str) -> Tensor:
         rows = latents.permute(0, 2, 3, 1).reshape(-1, 5)
@@ -82,7 +82,7 @@ def test_inductor(backend: str) -> None:
         leaves = [t.clone().requires_grad_() for t in (latents, centers)]
         gradients.append(torch.autograd.grad(function(*leaves, which), leaves))
     for wanted, found in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize(
