@@ -49,10 +49,9 @@ def trim(device: str) -> None:
     if device == "cuda":
         torch.cuda.empty_cache()
         return
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # another C library: it keeps what it keeps
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:  # only the GNU library has it; another keeps what it keeps
+        malloc_trim(0)
 
 
 def reset_peak(device: str) -> bool:

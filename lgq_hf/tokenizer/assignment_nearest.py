@@ -27,14 +27,14 @@ from torch import Tensor
 
 from .assignment_reference import exact_scores, score_divisors
 
-# Bytes of one (n, K) block of scores, and the fewest rows of one: as in assignment_chunked.py.
-_BLOCK_BYTES = {"cpu": 5 * 2**20}
+# Bytes of one block of scores, of at most so many rows and of as many codes as there is room for. On a CPU it should
+# stay in the cache; elsewhere it should be large, as starting an operation takes longer than a small one runs.
+_BLOCK_BYTES = {"cpu": 4 * 2**20}
 _BLOCK_BYTES_ELSEWHERE = 256 * 2**20
-_MIN_ROWS = 32
-# Codes k, k + G, k + 2G, ... form a group: groups are compared with the threshold before codes are.
-_GROUP = 64
-# Blocks of scores between two rounds of exact scores, which cost as much for few pairs as for many.
-_BLOCKS = 12
+_ROWS = {"cpu": 512}
+_ROWS_ELSEWHERE = 4096
+# Codes k, k + G, k + 2G, ... of a block form a group: groups are compared with the threshold before codes are.
+_GROUP = 16
 
 
 def chunked_nearest_code(x_NC: Tensor, centers_KC: Tensor, widths_K: Tensor | None, distance: str) -> Tensor:
@@ -47,10 +47,10 @@ def chunked_nearest_code(x_NC: Tensor, centers_KC: Tensor, widths_K: Tensor | No
     centers_KC = centers_KC.contiguous()  # gathered by rows
     search = _Filter(centers_KC, widths_K, distance, budget)
     index_N = torch.empty(rows, dtype=torch.int64, device=x_NC.device)
-    step = max(budget // (4 * codes), min(_MIN_ROWS, x_NC.shape[1]))
-    scores = search.new_scores(min(step, rows))
-    for start in range(0, rows, _BLOCKS * step):
-        x = x_NC[start : start + _BLOCKS * step]
+    step = min(_ROWS.get(x_NC.device.type, _ROWS_ELSEWHERE), max(rows, 1))
+    scores = search.new_scores(step)
+    for start in range(0, rows, step):
+        x = x_NC[start : start + step]
         found = _Winners(len(x), codes, x.device)
         for row, code in search.candidates(x, scores):
             found.update(row, code, exact_scores(x[row], centers_KC[code], search.divisors_K[code], distance))
@@ -129,49 +129,49 @@ class _Filter:
         return a_nD, err_n.masked_fill_(~(product + sizes < 2.0**126), torch.inf)  # fp32 may overflow
 
     def new_scores(self, rows: int) -> Tensor:
-        """A block for `rows` rows, K rounded up to whole groups; what lies past K never wins."""
-        codes = len(self.b_KD)
-        scores = self.b_KD.new_empty(rows, -(-codes // _GROUP) * _GROUP)
-        scores[:, codes:] = -torch.inf
-        return scores
+        """A block for `rows` rows and as many whole groups of codes as the budget has room for."""
+        groups = min(self.budget // (4 * rows), len(self.b_KD)) // _GROUP
+        return self.b_KD.new_empty(rows, max(groups, 1) * _GROUP)
 
     def candidates(self, x_nC: Tensor, scores: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of a row and a code that may win it: all that the bound does not exclude; two int64 tensors at a time.
 
-        Works through as many rows at once as the buffer `scores` has. The pairs at a time are those of one buffer's
-        rows or as many as the budget has room for, whichever is more.
+        `scores` is a buffer for the rows, and as many codes as it has are looked at together. As many pairs are given
+        at a time as the budget has room for, or a few more.
         """
         a_nD, err_n = self._row_features(x_nC)
-        limit = self.budget // (16 * self.channels)
-        pairs: list[Tensor] = []
-        for start in range(0, len(x_nC), len(scores)):
-            block = slice(start, start + len(scores))
-            for row, code in self._block_candidates(a_nD[block], err_n[block], scores, limit):
-                pairs.append(torch.stack([row + start, code]))
-                if sum(part.shape[1] for part in pairs) >= limit:
-                    row, code = torch.cat(pairs, dim=1)
-                    yield row, code
-                    pairs = []
-        if pairs:
-            row, code = torch.cat(pairs, dim=1)
-            yield row, code
+        codes, width, limit = len(self.b_KD), scores.shape[1], self.budget // (16 * self.channels)
+        a_nD, scores = a_nD.to(scores.dtype), scores[: len(a_nD)]
+        best_n = torch.full_like(scores[:, 0], -torch.inf)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in range(0, codes, width):
+            b_kD = self.b_KD[start : start + width]
+            torch.mm(a_nD, b_kD.T, out=scores[:, : len(b_kD)])
+            scores[:, len(b_kD) :] = -torch.inf
+            members = scores.view(len(scores), _GROUP, -1)
+            best_nG = members.amax(dim=1)
+            # of the codes so far: what these exclude, all will
+            best_n = torch.maximum(best_n, best_nG.amax(dim=1))
+            threshold_n = (best_n - 2 * err_n).to(scores.dtype)
+            # not (score < threshold), so that where it is NaN every code stays
+            rows, groups = (best_nG < threshold_n[:, None]).logical_not_().nonzero(as_tuple=True)
+            most = -(-limit // _GROUP)
+            for row, group in zip(rows.split(most), groups.split(most), strict=True):
+                score = members[row, :, group]
+                pair, member = (score < threshold_n[row, None]).logical_not_().nonzero(as_tuple=True)
+                found.append((row[pair], start + group[pair] + member * best_nG.shape[1], score[pair, member]))
+                if sum(len(part[0]) for part in found) >= limit:
+                    yield _not_below(found, threshold_n, codes)
+                    found = []
+        if found:
+            yield _not_below(found, threshold_n, codes)
 
-    def _block_candidates(
-        self, a_nD: Tensor, err_n: Tensor, scores: Tensor, limit: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        codes, scores = len(self.b_KD), scores[: len(a_nD)]
-        torch.mm(a_nD.to(scores.dtype), self.b_KD.T, out=scores[:, :codes])
-        members = scores.view(len(scores), _GROUP, -1)
-        best_nG = members.amax(dim=1)
-        # not (score < threshold), so that where it is NaN every code stays
-        threshold_n = (best_nG.amax(dim=1) - 2 * err_n).to(scores.dtype)
-        rows, groups = (best_nG < threshold_n[:, None]).logical_not_().nonzero(as_tuple=True)
-        for row, group in zip(rows.split(-(-limit // _GROUP)), groups.split(-(-limit // _GROUP)), strict=True):
-            excluded = members[row, :, group] < threshold_n[row, None]
-            pair, member = excluded.logical_not_().nonzero(as_tuple=True)
-            code = group[pair] + member * best_nG.shape[1]
-            real = code < codes
-            yield row[pair][real], code[real]
+
+def _not_below(found: list[tuple[Tensor, Tensor, Tensor]], threshold_n: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """Rows and codes of what was found, without what a threshold that has risen since excludes, and padding."""
+    row, code, score = (torch.cat(parts) for parts in zip(*found, strict=True))
+    kept = (score < threshold_n[row]).logical_not_() & (code < codes)
+    return row[kept], code[kept]
 
 
 def _fp32_products_are_exact(device: torch.device) -> bool:

@@ -18,7 +18,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few rows, with an uneven tail."""
     for module in (assignment_chunked, assignment_nearest):
         monkeypatch.setitem(module._BLOCK_BYTES, "cpu", 512)
-        monkeypatch.setattr(module, "_MIN_ROWS", 3)
+    monkeypatch.setattr(assignment_chunked, "_MIN_ROWS", 3)
+    monkeypatch.setitem(assignment_nearest._ROWS, "cpu", 3)
 
 
 def draw(

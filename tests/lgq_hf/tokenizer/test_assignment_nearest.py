@@ -30,8 +30,7 @@ def fill_empty_tensors() -> Iterator[None]:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows at a time, few pairs at a time, uneven tails."""
     monkeypatch.setitem(assignment_nearest._BLOCK_BYTES, "cpu", 2048)
-    monkeypatch.setattr(assignment_nearest, "_MIN_ROWS", 3)
-    monkeypatch.setattr(assignment_nearest, "_BLOCKS", 2)
+    monkeypatch.setitem(assignment_nearest._ROWS, "cpu", 3)
 
 
 def normal(seed: int, *shape: int) -> Tensor:
