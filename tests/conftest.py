@@ -1,7 +1,7 @@
 """Small models for the tests: a later quantizer, backbone or option gets every model test by a line in `MODELS`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -47,6 +47,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "straight_through": "identity",
     },
 }
+
+
+@pytest.fixture
+def empty_is_nan() -> Iterator[None]:
+    """`torch.empty` gives NaN, so that an element that nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True)  # fills, with torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def _build(name: str, *, seed: int = 0, **changes: Any) -> LGQModel:

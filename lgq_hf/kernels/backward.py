@@ -8,7 +8,7 @@ so the rows pass sums p g sigma c and p sigma c apart (sigma: slope of the logit
 import triton
 import triton.language as tl
 
-from .parts import LN2, NORM_EPS, base2_logits, load_parts, product, slope, split
+from .parts import LN2, NORM_EPS, base2_logits, join, load_parts, product, slope, split
 
 
 @triton.jit
@@ -79,11 +79,7 @@ def backward_rows(
         gradient = with_g + offset_n[:, None] * without_g
         slope_n = slope_with_g + offset_n * slope_without_g
     if DISTANCE != "dot":
-        x = x0.to(tl.float32)
-        if PARTS > 1:
-            x += x1.to(tl.float32)
-        if PARTS > 2:
-            x += x2.to(tl.float32)
+        x = join(x0, x1, x2, PARTS)
         if DISTANCE == "cosine":  # the direction of x alone counts, unless it is too short to be normalised
             norm_n = tl.load(x_norm + n)
             along = tl.sum(gradient * x, axis=1) / tl.maximum(norm_n * norm_n, NORM_EPS * NORM_EPS)
@@ -140,11 +136,7 @@ def backward_columns(
         s0, s1, s2 = split(delta, PARTS)
         through_logits += product(s0, s1, s2, x0, x1, x2, PARTS)
     if DISTANCE != "dot":
-        c = c0.to(tl.float32)
-        if PARTS > 1:
-            c += c1.to(tl.float32)
-        if PARTS > 2:
-            c += c2.to(tl.float32)
+        c = join(c0, c1, c2, PARTS)
         if DISTANCE == "cosine":
             norm_k = tl.load(c_norm + k)
             along = tl.sum(through_logits * c, axis=1) / tl.maximum(norm_k * norm_k, NORM_EPS * NORM_EPS)

@@ -159,6 +159,17 @@ def split(value, PARTS: tl.constexpr):
 
 
 @triton.jit
+def join(first, second, third, PARTS: tl.constexpr):
+    """The fp32 tile whose parts these are."""
+    value = first.to(tl.float32)
+    if PARTS > 1:
+        value += second.to(tl.float32)
+    if PARTS > 2:
+        value += third.to(tl.float32)
+    return value
+
+
+@triton.jit
 def _dot(a, b, total):
     if INTERPRETED:
         a = a.to(tl.float32)

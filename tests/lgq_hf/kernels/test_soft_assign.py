@@ -1,7 +1,5 @@
 """The Triton kernels of soft_assign against the definition in float64: on a GPU, or else in Triton's interpreter."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -24,17 +22,7 @@ from tests.lgq_hf.kernels.cases import (
     truth,
 )
 
-
-@pytest.fixture(autouse=True)
-def empty_is_nan() -> Iterator[None]:
-    """`torch.empty` gives NaN, so that an element that a kernel forgets is seen."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
 
 
 def expanded(inputs: Inputs, distance: str) -> dict[str, float]:

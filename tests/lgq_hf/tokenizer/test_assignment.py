@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lgq_hf.tokenizer import assignment_chunked, assignment_nearest
 from lgq_hf.tokenizer.assignment import nearest_code, soft_assign
+from tests.largest_tensor import LargestTensor
 
 DISTANCES = ["sq_l2", "l2", "cosine", "dot"]
 
@@ -118,34 +119,19 @@ def test_against_a_hand_computed_case() -> None:
     assert assigned.index_N.tolist() == [0]
 
 
-class _LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
-    """Records the largest number of elements of any tensor that an operator returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return result
-
-
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_chunked_never_holds_the_matrix(distance: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Called below the operators, whose inner calls the watch would not see."""
     monkeypatch.setitem(assignment_chunked._BLOCK_BYTES, "cpu", 4 * 4096)
     x, centers, widths = draw(6, rows=300, codes=128, channels=3, dtype=torch.float32)
     grads = (x, x[:, 0], widths, x[:, 1])
-    with _LargestTensor() as watch:
+    with LargestTensor() as watch:
         assignment_chunked.chunked_forward(x, centers, widths, distance)
         assignment_chunked.chunked_backward(*grads, x, centers, widths, distance, hold_x=True)
-    assert watch.largest == 4096 < 300 * 128
-    with _LargestTensor() as watch:
+    assert watch.elements == 4096 < 300 * 128
+    with LargestTensor() as watch:
         soft_assign(x, centers, 0.5, backend="reference")
-    assert watch.largest == 300 * 128  # the watch sees what it should
+    assert watch.elements == 300 * 128  # the watch sees what it should
 
 
 @pytest.mark.usefixtures("small_blocks")

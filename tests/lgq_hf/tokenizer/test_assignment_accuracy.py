@@ -1,6 +1,6 @@
 """Rounding errors of the chunked backend in fp32: about those of the definition, which takes differences."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,17 +11,10 @@ from lgq_hf.tokenizer.assignment import soft_assign
 from lgq_hf.tokenizer.assignment_chunked import chunked_backward, chunked_forward, chunked_soft_assign
 from lgq_hf.tokenizer.assignment_reference import reference_soft_assign
 
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
+
 DISTANCES = ["sq_l2", "l2", "cosine", "dot"]
 ROWS, CODES = 96, 160
-
-
-@pytest.fixture(autouse=True)
-def fill_empty_tensors() -> Iterator[None]:
-    """`torch.empty` holds NaN, so that an element which nobody wrote shows."""
-    torch.use_deterministic_algorithms(True)  # fills because torch.utils.deterministic.fill_uninitialized_memory is on
-    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def draw(kind: str, channels: int) -> tuple[Tensor, Tensor, Tensor]:

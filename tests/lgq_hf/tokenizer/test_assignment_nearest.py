@@ -1,6 +1,5 @@
 """The exact nearest code: equal to the float64 definition in every element, whatever the input, batch and blocks."""
 
-from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -8,22 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lgq_hf.tokenizer import assignment_nearest
 from lgq_hf.tokenizer.assignment_nearest import chunked_nearest_code
 from lgq_hf.tokenizer.assignment_reference import reference_nearest_code
+from tests.largest_tensor import LargestTensor
+
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
 
 DISTANCES = ["sq_l2", "l2", "cosine", "dot"]
-
-
-@pytest.fixture(autouse=True)
-def fill_empty_tensors() -> Iterator[None]:
-    """`torch.empty` holds NaN, so that an element which nobody wrote shows."""
-    torch.use_deterministic_algorithms(True)  # fills because torch.utils.deterministic.fill_uninitialized_memory is on
-    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -212,33 +204,18 @@ def test_numbers_that_are_not_finite_stay_in_their_row(bad: float, distance: str
         assert (index >= 0).all() and (index < 100).all()
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Records the largest number of bytes of any tensor that an operator returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        return result
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_never_holds_the_matrix(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the worst cases, too, no tensor is larger than a few blocks."""
     monkeypatch.setitem(assignment_nearest._BLOCK_BYTES, "cpu", 2**14)
     x, centers = draw(kind, 512, 256, 4)
     for distance in DISTANCES:
-        with _LargestTensor() as watch:
+        with LargestTensor() as watch:
             chunked_nearest_code(x, centers, None, distance)
-        assert 2**12 < watch.largest <= 4 * 2**14 < 4 * 512 * 256
-    with _LargestTensor() as watch:
+        assert 2**12 < watch.bytes <= 4 * 2**14 < 4 * 512 * 256
+    with LargestTensor() as watch:
         reference_nearest_code(x, centers, None, "dot")
-    assert watch.largest >= 8 * 512 * 256  # the watch sees what it should
+    assert watch.bytes >= 8 * 512 * 256  # the watch sees what it should
 
 
 def test_a_million_codes() -> None:

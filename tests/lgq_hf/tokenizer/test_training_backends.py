@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from skimage import data
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lgq_hf
 from lgq_hf import LGQConfig, LGQModel
 from lgq_hf.tokenizer import assignment, quantizer_lgq
 from lgq_hf.tokenizer.assignment import soft_assign
+from tests.largest_tensor import LargestTensor
 
 DEFAULT = Path(lgq_hf.__file__).parent / "pretrained" / "lgq-default"
 
@@ -48,21 +48,6 @@ def test_chunked_trains_the_demo_model_as_the_reference_does(monkeypatch: pytest
     torch.testing.assert_close(chunked, reference, rtol=1e-5, atol=0)
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Records the largest number of elements of any tensor that an operator returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return result
-
-
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_scalar_bins_never_hold_rows_by_channels_by_bins(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor rows by bins of one channel, unless the backend is the one that materialises them."""
@@ -81,7 +66,7 @@ def test_scalar_bins_never_hold_rows_by_channels_by_bins(backend: str, monkeypat
     # the function behind the operator: what runs inside of an operator cannot be watched
     monkeypatch.setattr(assignment, "_operators", None)
     monkeypatch.setattr(quantizer_lgq, "soft_assign", functools.partial(soft_assign, backend=backend))
-    with _LargestTensor() as watch:
+    with LargestTensor() as watch:
         quantizer(latents).loss.backward()
-    assert (watch.largest < rows * bins) == (backend == "chunked")
-    assert watch.largest < rows * channels * bins
+    assert (watch.elements < rows * bins) == (backend == "chunked")
+    assert watch.elements < rows * channels * bins
