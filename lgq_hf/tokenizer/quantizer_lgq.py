@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .assignment import SoftAssignment, nearest_code, soft_assign
+from .assignment import Backend, SoftAssignment, nearest_code, soft_assign
 from .codebook_init import initial_centers
 from .configuration_lgq import LGQConfig
 from .quantizer_base import (
@@ -31,9 +31,14 @@ from .quantizer_base import (
 
 
 class _LGQBase(Quantizer):
-    """What the vector and the scalar form share: temperature, weights of the loss terms, estimator."""
+    """What the vector and the scalar form share: temperature, weights of the loss terms, estimator.
+
+    Attributes:
+        backend: of the assignment op, see [`soft_assign`]; not saved. Tokens do not depend on it.
+    """
 
     temperature: Tensor
+    backend: Backend = "auto"
 
     def __init__(self, config: LGQConfig) -> None:
         super().__init__()
@@ -56,7 +61,15 @@ class _LGQBase(Quantizer):
         self.temperature.fill_(temperature)
 
     def _soft_assign(self, x: Tensor, centers: Tensor, widths: Tensor | None) -> SoftAssignment:
-        return soft_assign(x, centers, self.temperature, widths=widths, distance=self.distance, hold_x=self.identity)
+        return soft_assign(
+            x,
+            centers,
+            self.temperature,
+            widths=widths,
+            distance=self.distance,
+            hold_x=self.identity,
+            backend=self.backend,
+        )
 
     def _straight_through(self, x: Tensor, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
         """Codes with their gradient, and the squared error per entry of the quantization term."""
@@ -119,7 +132,7 @@ class LGQVectorQuantizer(_LGQBase):
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens: the code of the highest logit, at any temperature."""
-        return nearest_code(x_NC, self.centers, widths=self.widths, distance=self.distance)
+        return nearest_code(x_NC, self.centers, widths=self.widths, distance=self.distance, backend=self.backend)
 
     def lookup_rows(self, tokens_N: Tensor) -> Tensor:
         """Tokens -> codes (N, C)."""
@@ -192,7 +205,7 @@ class LGQScalarQuantizer(_LGQBase):
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens: the code of the highest logit, at any temperature."""
-        bins = [nearest_code(x, bins, widths=widths) for x, bins, widths in self._channels(x_NC)]
+        bins = [nearest_code(x, bins, widths=widths, backend=self.backend) for x, bins, widths in self._channels(x_NC)]
         return self._to_tokens(torch.stack(bins, dim=1))
 
     def lookup_rows(self, tokens_N: Tensor) -> Tensor:

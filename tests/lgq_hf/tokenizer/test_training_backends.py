@@ -1,6 +1,5 @@
 """Training with one backend or another is the same training; scalar bins never hold all channels' probabilities."""
 
-import functools
 from pathlib import Path
 
 import pytest
@@ -9,17 +8,16 @@ from skimage import data
 
 import lgq_hf
 from lgq_hf import LGQConfig, LGQModel
-from lgq_hf.tokenizer import assignment, quantizer_lgq
-from lgq_hf.tokenizer.assignment import soft_assign
+from lgq_hf.tokenizer import assignment
 from tests.largest_tensor import LargestTensor
 
 DEFAULT = Path(lgq_hf.__file__).parent / "pretrained" / "lgq-default"
 
 
-def loss_curve(backend: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+def loss_curve(backend: str, steps: int) -> torch.Tensor:
     """Losses of the demo model, trained on crops of photographs as its recipe does."""
-    monkeypatch.setattr(quantizer_lgq, "soft_assign", functools.partial(soft_assign, backend=backend))
     model = LGQModel.from_pretrained(DEFAULT).train()
+    model.quantizer.backend = backend
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(0)
     photographs = [torch.from_numpy(picture).permute(2, 0, 1) for picture in (data.astronaut(), data.coffee())]
@@ -42,8 +40,8 @@ def loss_curve(backend: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> tor
 
 
 @pytest.mark.slow
-def test_chunked_trains_the_demo_model_as_the_reference_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    chunked, reference = (loss_curve(backend, 50, monkeypatch) for backend in ("chunked", "reference"))
+def test_chunked_trains_the_demo_model_as_the_reference_does() -> None:
+    chunked, reference = (loss_curve(backend, 50) for backend in ("chunked", "reference"))
     assert reference.std() > 1e-3  # something happens in 50 steps
     torch.testing.assert_close(chunked, reference, rtol=1e-5, atol=0)
 
@@ -65,8 +63,26 @@ def test_scalar_bins_never_hold_rows_by_channels_by_bins(backend: str, monkeypat
     quantizer.init_from(latents.detach())
     # the function behind the operator: what runs inside of an operator cannot be watched
     monkeypatch.setattr(assignment, "_operators", None)
-    monkeypatch.setattr(quantizer_lgq, "soft_assign", functools.partial(soft_assign, backend=backend))
+    quantizer.backend = backend
     with LargestTensor() as watch:
         quantizer(latents).loss.backward()
     assert (watch.elements < rows * bins) == (backend == "chunked")
     assert watch.elements < rows * channels * bins
+
+
+@pytest.mark.parametrize("mode", ["vector", "per_channel"])
+def test_the_quantizers_backend_reaches_the_op(mode: str) -> None:
+    """On a CPU without the interpreter, or with rows in float64, Triton refuses: the refusal shows who was asked."""
+    config = LGQConfig(
+        base_channels=8, channel_multiplier=[1, 1], num_res_blocks=1, latent_channels=4, codebook_mode=mode
+    )
+    quantizer = LGQModel(config).quantizer
+    latents = torch.randn(1, 4, 2, 2, dtype=torch.float64)
+    quantizer.init_from(latents.float())
+    plain = quantizer.eval()(latents).image_tokens
+    quantizer.backend = "reference"
+    assert torch.equal(quantizer(latents).image_tokens, plain)
+    quantizer.backend = "triton"
+    for training in (False, True):
+        with pytest.raises(ValueError, match="backend='triton' cannot run"):
+            quantizer.train(training)(latents)
