@@ -12,6 +12,18 @@ from .parts import LN2, NORM_EPS, base2_logits, join, load_parts, product, slope
 
 
 @triton.jit
+def _through_norms(gradient, vector, norm, slope_sum, DISTANCE: tl.constexpr):
+    """Gradient of vectors from that of their products: the term that goes with their norms is taken off."""
+    if DISTANCE == "cosine":  # the direction alone counts, unless a vector is too short to be normalised
+        along = tl.sum(gradient * vector, axis=1) / tl.maximum(norm * norm, NORM_EPS * NORM_EPS)
+        return gradient - tl.where(norm > NORM_EPS, along, 0.0)[:, None] * vector
+    elif DISTANCE == "dot":
+        return gradient
+    else:
+        return gradient - slope_sum[:, None] * vector
+
+
+@triton.jit
 def backward_rows(
     x_parts, x_term, x_norm, c_parts, c_term, c_scale, mean, d_parts,
     soft, best_logit, log_total, base, d_peak, d_usage, d_lse,
@@ -78,14 +90,7 @@ def backward_rows(
     else:
         gradient = with_g + offset_n[:, None] * without_g
         slope_n = slope_with_g + offset_n * slope_without_g
-    if DISTANCE != "dot":
-        x = join(x0, x1, x2, PARTS)
-        if DISTANCE == "cosine":  # the direction of x alone counts, unless it is too short to be normalised
-            norm_n = tl.load(x_norm + n)
-            along = tl.sum(gradient * x, axis=1) / tl.maximum(norm_n * norm_n, NORM_EPS * NORM_EPS)
-            gradient -= tl.where(norm_n > NORM_EPS, along, 0.0)[:, None] * x
-        else:
-            gradient -= slope_n[:, None] * x
+    gradient = _through_norms(gradient, join(x0, x1, x2, PARTS), tl.load(x_norm + n), slope_n, DISTANCE)
     tl.store(d_x + place, gradient, mask=inside)
     tl.store(rest + n, rest_n, mask=inside_n)
 
@@ -135,14 +140,7 @@ def backward_columns(
         slope_k += tl.sum(delta, axis=1)
         s0, s1, s2 = split(delta, PARTS)
         through_logits += product(s0, s1, s2, x0, x1, x2, PARTS)
-    if DISTANCE != "dot":
-        c = join(c0, c1, c2, PARTS)
-        if DISTANCE == "cosine":
-            norm_k = tl.load(c_norm + k)
-            along = tl.sum(through_logits * c, axis=1) / tl.maximum(norm_k * norm_k, NORM_EPS * NORM_EPS)
-            through_logits -= tl.where(norm_k > NORM_EPS, along, 0.0)[:, None] * c
-        else:
-            through_logits -= slope_k[:, None] * c
+    through_logits = _through_norms(through_logits, join(c0, c1, c2, PARTS), tl.load(c_norm + k), slope_k, DISTANCE)
     share = tl.program_id(1).to(tl.int64) * codes
     inside = (k < codes)[:, None] & (channel < C)[None, :]
     place = (share + k)[:, None] * C + channel[None, :]

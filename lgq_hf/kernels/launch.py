@@ -102,9 +102,8 @@ def triton_forward(
     """
     rows, channels = x_NC.shape
     codes, device = centers_KC.shape[0], x_NC.device
-    empty = lambda *shape: torch.empty(shape, dtype=torch.float32, device=device)  # noqa: E731
-    soft, peak, lse = empty(rows, channels), empty(rows), empty(rows)
-    state = empty(2, rows)
+    soft = torch.empty(rows, channels, dtype=torch.float32, device=device)
+    peak, lse, state = soft.new_empty(rows), soft.new_empty(rows), soft.new_empty(2, rows)
     index = torch.empty(rows, dtype=torch.int64, device=device)
     if rows == 0:
         return soft, peak, soft.new_zeros(codes), lse, index, state
@@ -121,7 +120,7 @@ def triton_forward(
     stay, stream, stages, warps = choose_blocks(1, 1, codes, cp, parts, _limits(device))
     blocks = triton.cdiv(codes, stay)
     shares, per_share = _shares(blocks, rows, stream, device)
-    usage = empty(shares, codes)
+    usage = soft.new_empty(shares, codes)
     forward_columns[(blocks, shares)](
         x.parts, x.term, c.parts, c.term, c.scale, state[0], state[1], usage, *sizes, per_share,
         **names, BLOCK_N=stream, BLOCK_K=stay, num_stages=stages, num_warps=warps,

@@ -68,16 +68,11 @@ def _same_dtype(x_NC: Tensor, centers_KC: Tensor) -> tuple[Tensor, Tensor]:
     return x_NC.float(), centers_KC.float()
 
 
-def define_operators(
+def _define_soft_assign(
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]],
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    nearest: Callable[..., Tensor],
-) -> Operators:
-    """Registers the operators, with the three functions (plain PyTorch, one dtype) as what runs without Triton.
-
-    `soft_assign(x_NC, centers_KC, scale_K, distance, hold_x, backend)` and
-    `nearest_code(x_NC, centers_KC, widths_K, distance, backend)`; scale_K is (K,) or (1,).
-    """
+) -> Any:
+    soft_assign_backward = _define_backward(backward)
 
     @torch.library.custom_op("lgq_hf::soft_assign", mutates_args=())
     def soft_assign(
@@ -100,6 +95,23 @@ def define_operators(
         state = x.new_empty(2, rows, dtype=torch.float32)
         return like.new_empty(x.shape), like.new_empty(rows), like.new_empty(codes), like.new_empty(rows), index, state
 
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, centers, scale, ctx.distance, ctx.hold_x, ctx.backend = inputs
+        soft, peak, _, _, index, state = output
+        ctx.save_for_backward(x, centers, scale, soft, peak, state)
+        ctx.mark_non_differentiable(index, state)
+        ctx.set_materialize_grads(False)
+
+    def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        options = (ctx.distance, ctx.hold_x, ctx.needs_input_grad[2], ctx.backend)
+        d_inputs = soft_assign_backward(*grads[:4], *ctx.saved_tensors, *options)
+        return *d_inputs, None, None, None
+
+    soft_assign.register_autograd(differentiate, setup_context=setup_context)
+    return soft_assign
+
+
+def _define_backward(backward: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Any:
     @torch.library.custom_op("lgq_hf::soft_assign_backward", mutates_args=())
     def soft_assign_backward(
         d_soft: Tensor | None,
@@ -136,20 +148,10 @@ def define_operators(
         x, centers, scale = (tensor.new_empty(tensor.shape) for tensor in arguments[4:7])
         return x, centers, scale
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, centers, scale, ctx.distance, ctx.hold_x, ctx.backend = inputs
-        soft, peak, _, _, index, state = output
-        ctx.save_for_backward(x, centers, scale, soft, peak, state)
-        ctx.mark_non_differentiable(index, state)
-        ctx.set_materialize_grads(False)
+    return soft_assign_backward
 
-    def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        options = (ctx.distance, ctx.hold_x, ctx.needs_input_grad[2], ctx.backend)
-        d_inputs = soft_assign_backward(*grads[:4], *ctx.saved_tensors, *options)
-        return *d_inputs, None, None, None
 
-    soft_assign.register_autograd(differentiate, setup_context=setup_context)
-
+def _define_nearest_code(nearest: Callable[..., Tensor]) -> Any:
     @torch.library.custom_op("lgq_hf::nearest_code", mutates_args=())
     def nearest_code(x: Tensor, centers: Tensor, widths: Tensor | None, distance: str, backend: str) -> Tensor:
         with _settings_of(x):
@@ -164,4 +166,17 @@ def define_operators(
     def _(x: Tensor, centers: Tensor, widths: Tensor | None, distance: str, backend: str) -> Tensor:
         return x.new_empty(x.shape[0], dtype=torch.int64)
 
-    return Operators(soft_assign, nearest_code)
+    return nearest_code
+
+
+def define_operators(
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]],
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    nearest: Callable[..., Tensor],
+) -> Operators:
+    """Registers the operators, with the three functions (plain PyTorch, one dtype) as what runs without Triton.
+
+    `soft_assign(x_NC, centers_KC, scale_K, distance, hold_x, backend)` and
+    `nearest_code(x_NC, centers_KC, widths_K, distance, backend)`; scale_K is (K,) or (1,).
+    """
+    return Operators(_define_soft_assign(forward, backward), _define_nearest_code(nearest))
