@@ -22,7 +22,7 @@ from skimage.metrics import structural_similarity
 from tqdm.auto import tqdm
 
 from benchmarks import photographs
-from benchmarks.provenance import write_result
+from benchmarks.results_file import write_result
 from lgq_hf import LGQImageProcessor, LGQModel, default_checkpoint
 from lgq_hf.metrics.reconstruction import psnr
 

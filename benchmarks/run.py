@@ -20,7 +20,8 @@ import torch
 
 from benchmarks import memory
 from benchmarks.assignment import CASES, EAGER, GATE_PROTOCOL, PROVIDERS, Case, temperature
-from benchmarks.provenance import RESULTS, provenance, write_result
+from benchmarks.results_file import RESULTS, write_result
+from lgq_hf.provenance import provenance
 from benchmarks.worker import TIMING, Bench, Isolated, Rates, Timing
 
 Row = dict[str, Any]

@@ -8,7 +8,7 @@ The gain of a token is ||J^T v|| / ||v|| for a random v, with J = d(soft average
 import torch
 from torch.nn import functional as F
 
-from benchmarks.provenance import write_result
+from benchmarks.results_file import write_result
 from lgq_hf.tokenizer.assignment import soft_assign
 
 ROWS, CODES, CHANNELS, SEED = 2048, 16384, 64, 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.assignment import TARGETS, Target
-from benchmarks.provenance import RESULTS
+from benchmarks.results_file import RESULTS
 
 README = Path(__file__).parents[1] / "lgq_hf" / "kernels" / "README.md"
 _REASONS = ("refused", "out_of_memory", "unavailable")

@@ -97,24 +97,56 @@ def render_default_card() -> str:
     )
 
 
-def render_readme(text: str) -> str:
-    """README.md with its rendered parts replaced."""
-    result = _load("lgq_default")
-    parts: dict[str, Callable[[], str]] = {
-        "quality": lambda: f"{quality_table(result)}\n\n{speed_line(result)} {provenance_line(result)}",
-    }
+def tiny_cpu_table(result: dict[str, Any]) -> str:
+    """Validations of the smallest recipe's run, and where it ran."""
+    names = ("psnr", "ssim", "perceptual", "frechet", "codebook_usage", "perplexity")
+    lines = [f"| step | {' | '.join(names)} |", "|--" * (len(names) + 1) + "|"]
+    for row in result["validation"]:
+        lines.append(f"| {row['step']:.0f} | " + " | ".join(f"{row[name]:.4g}" for name in names) + " |")
+    first, hardware = result["validation"][0], result["hardware"]
+    text = (
+        f"Validations of one run, seed {result['recipe']['seed']}: {first['pictures']:.0f} pictures of "
+        f"{result['recipe']['image_size']} px, {first['tokens']:.0f} tokens; perceptual and Fréchet distance with "
+        f"EfficientNet-Lite0 (neither LPIPS nor rFID). {60 * result['hours']:.1f} minutes on {hardware['threads']} "
+        f"thread(s) of {hardware['cpu']}, commit `{(result['commit'] or 'unknown')[:12]}`."
+    )
+    return "\n".join([*lines, "", text])
+
+
+def render_parts(text: str, name: str, parts: dict[str, Callable[[], str]]) -> str:
+    """A page with the text between `<!-- rendered: KEY -->` and `<!-- end -->` replaced, for each key.
+
+    Raises:
+        ValueError: unless the page has each part exactly once.
+    """
     for key, make in parts.items():
         pattern = rf"(<!-- rendered: {key} -->\n).*?(<!-- end -->)"
         text, count = re.subn(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)  # type: ignore[misc]
         if count != 1:
-            raise ValueError(f"README.md needs exactly one part '<!-- rendered: {key} -->', found {count}")
+            raise ValueError(f"{name} needs exactly one part '<!-- rendered: {key} -->', found {count}")
     return text
+
+
+def render_readme(text: str) -> str:
+    """README.md with its rendered parts replaced."""
+    result = _load("lgq_default")
+    table = f"{quality_table(result)}\n\n{speed_line(result)} {provenance_line(result)}"
+    return render_parts(text, "README.md", {"quality": lambda: table})
+
+
+def render_training(text: str) -> str:
+    """docs/training.md with the run of the smallest recipe."""
+    return render_parts(text, "docs/training.md", {"tiny_cpu": lambda: tiny_cpu_table(_load("tiny_cpu"))})
 
 
 def render_all() -> dict[Path, str]:
     """Every rendered file and what it should hold."""
-    readme = ROOT / "README.md"
-    return {CARD: render_default_card(), readme: render_readme(readme.read_text())}
+    readme, training = ROOT / "README.md", ROOT / "docs" / "training.md"
+    return {
+        CARD: render_default_card(),
+        readme: render_readme(readme.read_text()),
+        training: render_training(training.read_text()),
+    }
 
 
 def main() -> int:

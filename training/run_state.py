@@ -3,19 +3,43 @@
 import contextlib
 import dataclasses
 import json
-import math
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from lgq_hf.files import atomic_file, atomic_folder, temporary_name
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is: steps done, seconds spent on them, the best validation and when it was.
+
+    `parts` are the other things that change from step to step, by name; each has `state_dict` and `load_state_dict`.
+    """
+
+    parts: dict[str, Any]
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for the checkpoint."""
+        own = {name: getattr(self, name) for name in ("step", "seconds", "best", "best_step")}
+        return {**own, "parts": {name: part.state_dict() for name, part in self.parts.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        for name in ("step", "seconds", "best", "best_step"):
+            setattr(self, name, state[name])
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
 
 
 def newest_checkpoint(output: Path) -> tuple[Path | None, int]:
@@ -25,7 +49,7 @@ def newest_checkpoint(output: Path) -> tuple[Path | None, int]:
     return path, step
 
 
-def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> None:
+def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> Path:
     """Writes `checkpoint-<step>` as a whole or not at all, and removes all but the newest `keep`."""
     target = output / f"checkpoint-{step:08d}"
     with contextlib.ExitStack() as stack:
@@ -37,56 +61,51 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
     if accelerator.is_main_process:
         for folder in sorted(path for path in output.glob("*") if _CHECKPOINT.fullmatch(path.name))[:-keep]:
             shutil.rmtree(folder)
+    return target
 
 
-def check_recipe(output: Path, recipe: Any, *, resuming: bool) -> None:
+def check_recipe(output: Path, fields: dict[str, Any], *, resuming: bool, allowed: Sequence[str] = ()) -> None:
     """Keeps the recipe beside its checkpoints, and refuses to resume them with another one.
 
+    Args:
+        fields: the recipe's values by dotted name; `output_dir` may differ, the folder may have been moved.
+        allowed: names that may differ.
+
     Raises:
-        ValueError: naming the fields that differ.
+        ValueError: naming the fields that differ and both values, or names in `allowed` that no field has.
     """
     path = output / "recipe.json"
-    fields = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    fields = json.loads(json.dumps(fields))
+    if unknown := sorted(set(allowed) - set(fields)):
+        raise ValueError(f"--allow-change: no field {unknown} in a recipe; there are {sorted(fields)}")
     if resuming and path.exists():
         before = json.loads(path.read_text())
-        if differ := sorted(name for name in fields | before if fields.get(name) != before.get(name)):
+        differ = [name for name in fields | before if fields.get(name) != before.get(name)]
+        if refused := sorted(set(differ) - {"output_dir", *allowed}):
+            changes = "; ".join(f"{name} was {before.get(name)!r}, is {fields.get(name)!r}" for name in refused)
             raise ValueError(
-                f"the run in {output} was started with other values of {differ}: give another output_dir, or delete "
-                f"{path} to go on with the changed recipe"
+                f"the run in {output} was started with another recipe: {changes}. Give another output_dir, or go on "
+                f"with the changed recipe by --allow-change {' '.join(refused)}"
             )
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(fields, indent=1) + "\n")
 
 
-def stop_unless_finite(accelerator: Accelerator, values: dict[str, Tensor | float], step: int) -> None:
-    """Ends the run on every process where one of them has a loss or gradient norm that is not finite.
+def run_on_main(accelerator: Accelerator, work: Callable[[], Any]) -> None:
+    """Runs `work` on the main process; where it fails, every process ends with the same error (none waits for ever).
 
     Raises:
-        FloatingPointError: with the values of this process.
+        ValueError: what `work` raised.
     """
-    loss, norm = float(values["loss"]), float(values["grad_norm"])
-    finite = torch.tensor(float(math.isfinite(loss) and math.isfinite(norm)), device=accelerator.device)
-    if accelerator.reduce(finite, reduction="sum") < accelerator.num_processes:
-        raise FloatingPointError(
-            f"loss is {loss} and gradient norm {norm} at step {step}: nothing was saved since the last checkpoint"
-        )
+    message = ""
+    if accelerator.is_main_process:
+        try:
+            work()
+        except ValueError as error:
+            message = str(error)
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
 
-
-class Log:
-    """`log.jsonl`: one row per logged step. Opening it drops rows after `step`, and one that was cut short."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        rows = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError):  # the row that a kill cut short is written again
-                rows.append(json.loads(line))
-        rows = [row for row in rows if row["step"] <= step]
-        self.seconds_before = rows[-1]["seconds"] if rows else 0.0
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def write(self, row: dict[str, Any], seconds: float) -> None:
-        """Appends a row; `seconds` since this process began are added to those of the processes before it."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({**row, "seconds": round(self.seconds_before + seconds, 2)}) + "\n")
+        message = broadcast_object_list([message])[0]
+    if message:
+        raise ValueError(message)

@@ -1,153 +1,53 @@
-"""Trains a tokenizer on a corpus: L1 and the quantizer's loss, by an Accelerate loop that can be killed and resumed.
+"""Trains a tokenizer, from pictures to a folder that `LGQTokenizer.from_pretrained` loads.
 
-    accelerate launch -m training.train_tokenizer --config training/recipes/lgq_default.yaml [key=value ...]
+    accelerate launch -m training.train_tokenizer --config training/recipes/NAME.yaml [key=value ...]
 
-Writes `checkpoint-<step>` folders, `log.jsonl` and, at the end, `final/`: a folder for `LGQTokenizer.from_pretrained`.
-A run that finds checkpoints in its output folder goes on from the newest one.
+A run that finds checkpoints in its output folder goes on from the newest one, to the same result as if it had never
+stopped. On SIGTERM it writes a checkpoint and ends with status 143. See docs/training.md.
 """
 
 import argparse
-import dataclasses
+import json
+import logging
 import math
+import signal
+import sys
 import time
+from collections import deque
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
-from lgq_hf.files import atomic_folder
-from lgq_hf.metrics.reconstruction import psnr
-from training.data import CropDataset, StepSampler, corpus_files
-from training.run_state import Log, check_recipe, newest_checkpoint, save_checkpoint, stop_unless_finite
-from training.schedules import TemperatureSchedule, learning_rate_factor, temperature_at
+from lgq_hf.files import atomic_file, atomic_folder
+from lgq_hf.metrics.codebook import codebook_statistics
+from lgq_hf.metrics.efficientnet import EfficientNetLite0
+from lgq_hf.metrics.perceptual import build_perceptual
+from lgq_hf.provenance import provenance
+from training.broken import BrokenPictures
+from training.crops import Crop, center_crop, resized_crop, scaled_crop
+from training.loader import training_batches, validation_batches
+from training.log import Clock, RunLog, check_tracker, read_csv, usage_warning
+from training.pictures import open_source
+from training.recipe import Data, Recipe, flat, read_recipe
+from training.results import corpus_summary, portable_recipe, prepare_push, push, write_final
+from training.run_state import Progress, check_recipe, newest_checkpoint, run_on_main, save_checkpoint
+from training.step import TrainingStep
+from training.validation import HIGHER_IS_BETTER, Validator
+
+logger = logging.getLogger(__name__)
+
+TERMINATED = 143  # 128 + SIGTERM, as a shell would say
 
 
-@strict
-@dataclasses.dataclass
-class Recipe:
-    """One run. `model` and `processor` are the fields of `LGQConfig` and `LGQImageProcessor` that differ from default.
-
-    Attributes:
-        batch_size: crops per process and step.
-        crop: side of a training crop, in pixels.
-        max_scale: crops are cut up to this many times larger and scaled down.
-        center_lr_scale: factor on the learning rate of the quantizer's parameters.
-        init_method: how the codebook is placed on the latents of `init_pictures` crops before the first step.
-        temperature_steps: optimizer steps from the first temperature to the last; 0 for all of them.
-        compile: `torch.compile` for encoder and decoder.
-        start_from: folder of a model whose tensors of the same name and shape are taken over at step 0; the codebook
-            is placed anew. Empty for random weights.
-        validation_pictures: validation crops for the PSNR in the log.
-    """
-
-    corpus: str
-    output_dir: str
-    max_steps: int
-    batch_size: int
-    crop: int
-    model: dict[str, Any] = dataclasses.field(default_factory=dict)
-    processor: dict[str, Any] = dataclasses.field(default_factory=dict)
-    max_scale: float | int = 1.5
-    learning_rate: float | int = 1e-3
-    center_lr_scale: float | int = 10.0
-    weight_decay: float | int = 0.01
-    warmup_steps: int = 200
-    max_grad_norm: float | int = 1.0
-    init_method: str = "kmeans"
-    init_pictures: int = 256
-    temperature_start: float | int = 1.0
-    temperature_end: float | int = 0.1
-    temperature_schedule: TemperatureSchedule = "linear"
-    temperature_steps: int = 0
-    mixed_precision: Literal["no", "bf16"] = "no"
-    channels_last: bool = True
-    compile: bool = False
-    num_workers: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 500
-    checkpoints_kept: int = 2
-    validation_pictures: int = 64
-    start_from: str = ""
-    seed: int = 0
-
-    def validate_ranges(self) -> None:
-        """Refuses counts below one, and crops that would be enlarged (`ValueError`)."""
-        counts = ("max_steps", "batch_size", "crop", "log_every", "checkpoint_every", "checkpoints_kept")
-        for name in (*counts, "init_pictures", "validation_pictures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_scale < 1:
-            raise ValueError(f"max_scale must be at least 1, got {self.max_scale}")
-
-
-def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
-    """A recipe from a YAML file and `key=value` or `model.key=value` overrides (values are YAML too).
-
-    Raises:
-        ValueError: for unknown or missing keys, or an override without `=`.
-        StrictDataclassFieldValidationError: for a value of a wrong type.
-    """
-    values = yaml.safe_load(Path(path).read_text()) or {}
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise ValueError(f"expected key=value, got '{override}'")
-        *parents, leaf = key.split(".")
-        target = values
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[leaf] = yaml.safe_load(value)
-    fields = {field.name: field for field in dataclasses.fields(Recipe)}
-    if unknown := sorted(set(values) - set(fields)):
-        raise ValueError(f"unknown keys {unknown} in {path}; known: {sorted(fields)}")
-    required = {
-        name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING
-    }
-    if missing := sorted(required - set(values)):
-        raise ValueError(f"{path} lacks {missing}")
-    return Recipe(**values)
-
-
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW groups: the quantizer at its own rate, and no weight decay on it, on norms and on biases."""
-    quantizer: list[nn.Parameter] = []
-    flat: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if name.startswith("quantizer."):
-            quantizer.append(parameter)
-        else:
-            (flat if parameter.ndim < 2 else rest).append(parameter)
-    rate = recipe.learning_rate
-    return [
-        {"params": rest, "base_lr": rate, "weight_decay": recipe.weight_decay},
-        {"params": flat, "base_lr": rate, "weight_decay": 0.0},
-        {"params": quantizer, "base_lr": rate * recipe.center_lr_scale, "weight_decay": 0.0},
-    ]
-
-
-def crops(recipe: Recipe, processor: LGQImageProcessor, split: str, start: int, workers: int) -> DataLoader:
-    """Endless batches of crops of one split, beginning with crop number `start`."""
-    dataset = CropDataset(corpus_files(recipe.corpus, split), processor, recipe.crop, recipe.max_scale, recipe.seed)
-    sampler = StepSampler(len(dataset), recipe.seed, start)
-    return DataLoader(dataset, recipe.batch_size, sampler=sampler, num_workers=workers, drop_last=True)
-
-
-@torch.no_grad()
-def init_codebook(model: LGQModel, recipe: Recipe, processor: LGQImageProcessor) -> None:
-    """Places the codebook on the latents of the first `init_pictures` crops; the same on every process."""
-    batches = iter(crops(recipe, processor, "train", 0, workers=0))
-    count = math.ceil(recipe.init_pictures / recipe.batch_size)
-    latents = torch.cat([model.latents(next(batches)["pixel_values"].to(model.device)) for _ in range(count)])
-    model.quantizer.init_from(latents, recipe.init_method, torch.Generator().manual_seed(recipe.seed))
+class Terminated(Exception):
+    """The run was asked to end, and has written a checkpoint."""
 
 
 def take_over(model: LGQModel, folder: str) -> str:
@@ -165,120 +65,339 @@ def take_over(model: LGQModel, folder: str) -> str:
     return f"took over {len(fitting)} of {len(target)} tensors from {folder}"
 
 
-@torch.no_grad()
-def validation_psnr(model: LGQModel, recipe: Recipe, processor: LGQImageProcessor) -> float:
-    """Mean PSNR in dB over `validation_pictures` fixed validation crops, of pictures with values in [0, 1]."""
-    model.eval()
-    batches = iter(crops(recipe, processor, "validation", 0, workers=0))
-    values: list[Tensor] = []
-    for _ in range(math.ceil(recipe.validation_pictures / recipe.batch_size)):
-        pixels = next(batches)["pixel_values"].to(model.device)
-        decoded = model(pixels).decoded_pixel_values
-        values.append(psnr(*(processor.postprocess(x, output_type="pt") for x in (pixels, decoded))))
-    model.train()
-    return float(torch.cat(values).mean())
-
-
-def train(recipe: Recipe) -> Path:
-    """Runs or resumes a recipe; returns the folder of the finished model."""
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    set_seed(recipe.seed)
-    output = Path(recipe.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    config = LGQConfig(**recipe.model)
-    processor = LGQImageProcessor(**recipe.processor, pad_to_multiple_of=config.spatial_downsample_factor)
-    model = LGQModel(config).to(accelerator.device).train()
-    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    model = model.to(memory_format=memory_format)
-    if recipe.compile:
-        model.encoder.compile()
-        model.decoder.compile()
-    checkpoint, step = newest_checkpoint(output)
-    if accelerator.is_main_process:
-        check_recipe(output, recipe, resuming=checkpoint is not None)
-    if checkpoint is None:
-        if recipe.start_from:
-            accelerator.print(take_over(model, recipe.start_from))
-        init_codebook(model, recipe, processor)
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate, betas=(0.9, 0.95))
-    loader = crops(
-        recipe, processor, "train", step * recipe.batch_size * accelerator.num_processes, recipe.num_workers
-    )
-    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    if checkpoint is not None:
-        accelerator.load_state(str(checkpoint))
-    log = Log(output / "log.jsonl", step) if accelerator.is_main_process else None
-    progress = tqdm(total=recipe.max_steps, initial=step, disable=not accelerator.is_main_process, unit="step")
-    batches, started = iter(loader), time.perf_counter()
-    while step < recipe.max_steps:
-        pixels = next(batches)["pixel_values"].contiguous(memory_format=memory_format)
-        row = train_step(accelerator, wrapped, model, optimizer, pixels, recipe, step)
-        step += 1
-        progress.update()
-        saving = step % recipe.checkpoint_every == 0 or step == recipe.max_steps
-        if saving or step % recipe.log_every == 0:
-            stop_unless_finite(accelerator, row, step)
-            values = {name: float(value) for name, value in row.items()}
-            progress.set_postfix({name: f"{values[name]:.3g}" for name in ("l1", "codebook_usage")})
-            if saving:
-                values["validation_psnr"] = validation_psnr(model, recipe, processor)
-            if log is not None:
-                log.write({"step": step, **values}, time.perf_counter() - started)
-        if saving:
-            save_checkpoint(accelerator, output, step, recipe.checkpoints_kept)
-    progress.close()
-    if accelerator.is_main_process:
-        with atomic_folder(output / "final") as folder:
-            model.eval().save_pretrained(folder)
-            processor.save_pretrained(folder)
-    return output / "final"
-
-
-def train_step(
-    accelerator: Accelerator,
-    wrapped: nn.Module,
-    model: LGQModel,
-    optimizer: Any,
-    pixels: Tensor,
-    recipe: Recipe,
-    step: int,
-) -> dict[str, Tensor | float]:
-    """One optimizer step on `pixels`; returns what is logged (tensors, so that the device need not be waited for)."""
-    factor = learning_rate_factor(step, warmup_steps=recipe.warmup_steps, max_steps=recipe.max_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    temperature = temperature_at(
-        step,
-        start=recipe.temperature_start,
-        end=recipe.temperature_end,
-        steps=recipe.temperature_steps or recipe.max_steps,
-        schedule=recipe.temperature_schedule,
-    )
-    model.quantizer.set_temperature(temperature)
-    result = wrapped(pixels)
-    l1 = (result.decoded_pixel_values.float() - pixels).abs().mean()
-    loss = l1 + result.embedding_loss
-    accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    fixed = {
-        "loss": loss.detach(),
-        "l1": l1.detach(),
-        "grad_norm": norm,
-        "temperature": temperature,
-        "lr_factor": factor,
+def crop_of(data: Data, size: int) -> Crop:
+    """The augmentation that a recipe asks for."""
+    crops: dict[str, Crop] = {
+        "scaled": partial(scaled_crop, size=size, max_scale=float(data.max_scale), flip=float(data.flip)),
+        "resized": partial(resized_crop, size=size, area=data.area, aspect=data.aspect, flip=float(data.flip)),
+        "center": partial(center_crop, size=size, flip=float(data.flip)),
     }
-    return {**fixed, **result.statistics}
+    return crops[data.crop]
 
 
-def main() -> None:
+class Run:
+    """A run of one recipe, on one of its processes."""
+
+    def __init__(self, recipe: Recipe, *, allow_change: list[str], push_to_hub: str | None) -> None:
+        self.recipe, self.push_to_hub = recipe, push_to_hub
+        check_tracker(recipe.report.tracker)
+        self.output = Path(recipe.output_dir)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.accelerator = Accelerator(
+            mixed_precision="no",  # the step casts and scales by itself: two optimizers share one scale
+            log_with=None if recipe.report.tracker == "none" else recipe.report.tracker,
+            project_dir=str(self.output),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.micro_batch_size, self.passes = recipe.micro_batches(self.accelerator.num_processes)
+        self.checkpoint, _ = newest_checkpoint(self.output)
+        run_on_main(
+            self.accelerator,
+            lambda: check_recipe(
+                self.output, flat(recipe), resuming=self.checkpoint is not None, allowed=allow_change
+            ),
+        )
+        if push_to_hub and self.accelerator.is_main_process:
+            prepare_push(push_to_hub)
+        self.provenance = provenance(strict=False)
+        set_seed(recipe.seed)
+        self.processor = LGQImageProcessor(
+            **recipe.processor, pad_to_multiple_of=LGQConfig(**recipe.model).spatial_downsample_factor
+        )
+        self.sources = {split: self._source(split) for split in ("train", "validation")}
+        self.broken = BrokenPictures(self.output / "broken.jsonl", float(recipe.data.max_broken))
+        self.step = self._networks()
+        self.progress = Progress({"step": self.step, "broken": self.broken})
+        self.accelerator.register_for_checkpointing(self.progress)
+        if self.checkpoint is not None:
+            self.accelerator.load_state(str(self.checkpoint))
+        self.validator = self._validator()
+        self.terminate = False
+
+    def _source(self, split: str) -> Any:
+        data = self.recipe.data
+        validation = split == "validation"
+        return open_source(
+            data.kind,
+            (data.validation_path or data.path) if validation else data.path,
+            data.validation_split if validation else data.split,
+            image_column=data.image_column,
+            streaming=data.streaming,
+            revision=data.revision,
+            name=data.name,
+            shuffle_buffer=data.shuffle_buffer,
+            seed=self.recipe.seed,
+        )
+
+    def _batches(self, *, start: int, num_workers: int) -> Any:
+        return training_batches(
+            self.sources["train"],
+            crop_of(self.recipe.data, self.recipe.image_size),
+            self.processor,
+            batch_size=self.micro_batch_size,
+            seed=self.recipe.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            start=start,
+            num_workers=num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def _networks(self) -> TrainingStep:
+        recipe, device = self.recipe, self.accelerator.device
+        model = LGQModel(LGQConfig(**recipe.model)).to(device).train()
+        if recipe.engine.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        if recipe.engine.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        if self.checkpoint is None:
+            if recipe.start_from:
+                self.accelerator.print(take_over(model, recipe.start_from))
+            self._place_codebook(model)
+        self.perceptual = self._perceptual(recipe.loss.perceptual)
+        mean, std = (list(getattr(self.processor, name)) for name in ("image_mean", "image_std"))
+        return TrainingStep(self.accelerator, recipe, model, self.perceptual, mean, std)
+
+    def _perceptual(self, name: str) -> nn.Module | None:
+        if name == "none":
+            return None
+        loss = self.recipe.loss
+        network = build_perceptual(name, vgg_weights=loss.vgg_weights, heads=loss.lpips_heads)  # type: ignore[arg-type]
+        return network.to(self.accelerator.device)
+
+    @torch.no_grad()
+    def _place_codebook(self, model: LGQModel) -> None:
+        """Places the codebook on the latents of the first training crops, pooled over all processes in their order."""
+        settings = self.recipe.quantizer
+        together = self.micro_batch_size * self.accelerator.num_processes
+        latents = []
+        batches = self._batches(start=0, num_workers=0)
+        for _ in range(math.ceil(settings.init_pictures / together)):
+            pixels = next(batches).pixel_values.to(self.accelerator.device)
+            latents.append(self.accelerator.gather(model.latents(pixels)))
+        pool = torch.cat(latents)
+        rows_per_picture = pool.shape[2] * pool.shape[3]
+        pool = pool[: max(1, settings.init_vectors // rows_per_picture)]
+        model.quantizer.init_from(pool, settings.init_method, torch.Generator().manual_seed(self.recipe.seed))
+
+    def _validator(self) -> Validator:
+        settings = self.recipe.validation
+        perceptual = None
+        if settings.perceptual != "none":
+            same = settings.perceptual == self.recipe.loss.perceptual
+            perceptual = self.perceptual if same else self._perceptual(settings.perceptual)
+        extractor = None
+        if settings.frechet != "none":
+            extractor = EfficientNetLite0().to(self.accelerator.device)
+        batches = partial(
+            validation_batches,
+            self.sources["validation"],
+            self.recipe.image_size,
+            self.processor,
+            count=settings.pictures,
+            batch_size=settings.batch_size,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        return Validator(self.accelerator, settings, self.processor, batches, perceptual, extractor)
+
+    def train(self) -> Path:
+        """Runs to the end; returns the published folder.
+
+        Raises:
+            Terminated: after SIGTERM, when the checkpoint is written.
+            FloatingPointError: where a loss or gradient was not finite; that step was not taken.
+        """
+        recipe, progress = self.recipe, self.progress
+        self.log = RunLog(self.accelerator, self.output, progress.step, recipe.max_steps, flat(recipe))
+        previous = signal.signal(signal.SIGTERM, self._on_terminate)
+        recent: deque[tuple[int, list[str]]] = deque(maxlen=recipe.report.log_every + 1)
+        batches = self._batches(start=progress.step * recipe.batch_size, num_workers=recipe.data.num_workers)
+        clock, window_start = Clock(), progress.step
+        try:
+            while progress.step < recipe.max_steps:
+                measure = self._due(progress.step + 1)
+                micro_batches, ids = self._next(batches, clock)
+                recent.append((progress.step, ids))
+                self.step(micro_batches, progress.step, measure=measure)
+                progress.step += 1
+                self.log.step()
+                if measure or self.accelerator.device.type == "cpu":
+                    self._stop_if_not_finite(recent)
+                if measure or (self.terminate and self.accelerator.num_processes == 1):
+                    self._write_row(clock, progress.step - window_start)
+                    window_start = progress.step
+                    self._after_row()
+                    clock.start()
+            return self._finish()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            self.log.close()
+
+    def _due(self, step: int) -> bool:
+        """Whether after `step` steps something is written, for which the device is waited for."""
+        every = (self.recipe.report.log_every, self.recipe.report.checkpoint_every, self.recipe.validation.every)
+        return step == self.recipe.max_steps or any(step % n == 0 for n in every) or step == self._heard_from
+
+    @property
+    def _heard_from(self) -> int:
+        """The step from which the model hears the discriminator; -1 if it never does."""
+        gan = self.recipe.discriminator
+        return gan.start + gan.warmup if gan.weight else -1
+
+    def _next(self, batches: Any, clock: Clock) -> tuple[list[torch.Tensor], list[str]]:
+        started = time.perf_counter()
+        micro_batches, ids = [], []
+        for _ in range(self.passes):
+            batch = next(batches)
+            self.broken.add(batch.broken, seen=len(batch.ids))
+            ids += batch.ids
+            pixels = batch.pixel_values.to(self.accelerator.device, non_blocking=True)
+            micro_batches.append(pixels.contiguous(memory_format=self.step.memory_format))
+        clock.wait(time.perf_counter() - started)
+        return micro_batches, ids
+
+    def _write_row(self, clock: Clock, steps: int) -> None:
+        values, counts = self.step.take_window()
+        statistics = codebook_statistics(counts)
+        row = {
+            **values,
+            "codebook_usage": statistics["share_used"],
+            **{name: statistics[name] for name in ("perplexity", "dead_codes", "tokens")},
+            **clock.read(steps, steps * self.recipe.batch_size),
+        }
+        self.progress.seconds += row["step_seconds"] * steps
+        row["seconds"] = self.progress.seconds
+        self.log.train(self.progress.step, row)
+        if warning := usage_warning(int(statistics["codes_used"]), int(statistics["tokens"]), counts.shape[0]):
+            self.log.say(f"warning: {warning}")
+
+    def _stop_if_not_finite(self, recent: deque[tuple[int, list[str]]]) -> None:
+        scaler = self.step.scaler
+        failed = self.step.failure()
+        if failed is None and not (scaler.is_enabled() and scaler.get_scale() < 1):
+            return
+        step = recent[-1][0] if failed is None else failed
+        dump = self.output / f"not-finite-step-{step:08d}-process-{self.accelerator.process_index}.json"
+        with atomic_file(dump) as temporary:
+            ids = dict(recent)
+            temporary.write_text(json.dumps({"step": step, "pictures": ids.get(step, [])}, indent=1) + "\n")
+        what = "loss or gradient is not finite" if failed is not None else "gradients overflow fp16 at every scale"
+        raise FloatingPointError(
+            f"{what} at step {step}, which was not taken; its pictures are listed in {dump}. The run can go on from "
+            f"its last checkpoint with a lower optimizer.learning_rate or another engine.mixed_precision "
+            "(--allow-change)"
+        )
+
+    def _after_row(self) -> None:
+        """What follows a row of the log, where its step is due: the model before the GAN, validation, checkpoint."""
+        step, report = self.progress.step, self.recipe.report
+        last = step == self.recipe.max_steps
+        if step == self._heard_from and not last:
+            self.log.say(
+                f"step {step}: the model hears the discriminator from now on. Pixel metrics fall at first; the model "
+                "as it was is kept in before-gan/"
+            )
+            self._save_model("before-gan")
+        if last or step % self.recipe.validation.every == 0:
+            self._validate()
+        stop = self._asked_to_stop()
+        if last or stop or step % report.checkpoint_every == 0:
+            save_checkpoint(self.accelerator, self.output, step, report.checkpoints_kept)
+        if stop and not last:
+            raise Terminated
+
+    def _on_terminate(self, number: int, frame: Any) -> None:
+        self.terminate = True
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process got SIGTERM; all of them stop at the same step."""
+        asked = torch.tensor(float(self.terminate), device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            asked = self.accelerator.reduce(asked, reduction="sum")
+        return bool(asked > 0)
+
+    def _save_model(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            with atomic_folder(self.output / name) as folder:
+                self.step.published.save_pretrained(folder)
+                self.processor.save_pretrained(folder)
+
+    def _validate(self) -> None:
+        values, sheet = self.validator(self.step.published)
+        step, settings = self.progress.step, self.recipe.validation
+        self.log.validate(step, values, sheet, self.output)
+        score = values[settings.best]
+        better = self.progress.best is None or (
+            score > self.progress.best if HIGHER_IS_BETTER[settings.best] else score < self.progress.best
+        )
+        if better:
+            self.progress.best, self.progress.best_step = score, step
+            self._save_model("best")
+
+    def _finish(self) -> Path:
+        final = self.output / "final"
+        if self.accelerator.is_main_process:
+            write_final(
+                final,
+                model=self.step.published,
+                processor=self.processor,
+                discriminator=self.step.discriminator,
+                recipe=self.recipe,
+                results=self._results(),
+                logs=[self.output / "training.csv", self.output / "validation.csv"],
+            )
+            if self.push_to_hub:
+                self.log.say(push(final, self.push_to_hub))
+        self.accelerator.wait_for_everyone()
+        return final
+
+    def _results(self) -> dict[str, Any]:
+        recipe, model = self.recipe, self.step.published
+        data: dict[str, Any] = {"kind": recipe.data.kind, **portable_recipe(recipe)["data"]}
+        if recipe.data.kind == "corpus":
+            data = {"kind": "corpus", **corpus_summary(Path(recipe.data.path))}
+        rows = read_csv(self.output / "training.csv")
+        return {
+            **self.provenance,
+            "recipe": portable_recipe(recipe),
+            "steps": self.progress.step,
+            "hours": round(self.progress.seconds / 3600, 4),
+            "processes": self.accelerator.num_processes,
+            "model": {
+                "codebook_size": model.config.codebook_size,
+                "downsampling_factor": model.config.spatial_downsample_factor,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            },
+            "data": data,
+            "broken_pictures": len(self.broken.reasons),
+            "protocol": self.validator.protocol(),
+            "validation": read_csv(self.output / "validation.csv"),
+            "best": {"metric": recipe.validation.best, "value": self.progress.best, "step": self.progress.best_step},
+            "last_row": rows[-1],
+        }
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="recipe, a YAML file")
+    parser.add_argument(
+        "--allow-change", nargs="+", default=[], metavar="NAME", help="fields in which a resumed run may differ"
+    )
+    parser.add_argument("--push_to_hub", metavar="REPO", help="upload the result to this repository of the Hub")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a value of the recipe")
-    arguments = parser.parse_args()
-    print(train(read_recipe(arguments.config, arguments.overrides)))
+    parsed = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of each file of each checkpoint
+    transformers_logging.disable_progress_bar()  # one for each model that is saved
+    recipe = read_recipe(parsed.config, parsed.overrides)
+    run = Run(recipe, allow_change=parsed.allow_change, push_to_hub=parsed.push_to_hub)
+    try:
+        run.accelerator.print(run.train())
+    except Terminated:
+        run.accelerator.print(f"stopped by SIGTERM at step {run.progress.step}; the same command goes on from there")
+        sys.exit(TERMINATED)
 
 
 if __name__ == "__main__":

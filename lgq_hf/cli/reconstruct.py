@@ -10,12 +10,12 @@ from PIL import Image
 
 from lgq_hf.files import atomic_file
 from lgq_hf.metrics.reconstruction import psnr
+from lgq_hf.pictures import find_pictures
+from lgq_hf.sheet import MOST_PIXELS, Row, draw_sheet, pixels, shortened
 
 from .model import Checkpoint, load_checkpoint
 from .output import check_output_file
-from .pictures import find_pictures
 from .report import Report, shown
-from .sheet import MOST_PIXELS, Row, draw_sheet, pixels, shortened
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lgq_hf.metrics.extras import import_extra
+
+_WINDOW, _SIGMA = 11, 1.5  # pixels
+
 
 def psnr(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> Tensor:
     """Peak signal-to-noise ratio of each pair of pictures: 10 log10(1 / MSE), over all pixels and channels.
@@ -23,17 +27,59 @@ def psnr(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> Tensor:
         TypeError: something that is neither a tensor nor a list of tensors.
         ValueError: other shapes or dtypes, numbers or sizes that differ, or values outside [0, 1].
     """
+    errors = [(one.double() - other.double()).square().mean() for one, other in _pairs(a, b)]
+    return -10 * torch.log10(torch.stack(errors))
+
+
+def ssim(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> Tensor:
+    """Structural similarity of each pair of pictures (Wang et al. 2004, "Image quality assessment", equation 13).
+
+    Means, variances and covariances under a Gaussian window of 11 x 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03,
+    values in [0, 1] (L = 1); no sample correction. The map is averaged over the positions where the window lies
+    inside the picture (the outermost 5 pixels are no centres; "valid" filtering, as in the authors' code and
+    scikit-image), and over R, G and B. Computed in float64 by pytorch-msssim.
+
+    Args:
+        a: pictures (B,3,H,W), or a list of B pictures (3,h,w) whose sizes may differ; floating point in [0, 1]; sides
+            of at least 11 pixels.
+        b: pictures to compare with, of the same number and sizes, on the same device.
+
+    Returns:
+        (B,) float64 in [-1, 1], on the device of the pictures; 1 where the two are equal.
+
+    Raises:
+        ModuleNotFoundError: pytorch-msssim is not installed.
+        TypeError: something that is neither a tensor nor a list of tensors.
+        ValueError: other shapes or dtypes, numbers or sizes that differ, values outside [0, 1], or smaller pictures.
+    """
+    package = import_extra("pytorch_msssim", "ssim")
+    pairs = _pairs(a, b)
+    for i, (picture, _) in enumerate(pairs):
+        if min(picture.shape[1:]) < _WINDOW:
+            raise ValueError(f"pair {i}: expected sides of at least {_WINDOW} pixels, got {_size(picture)}")
+    offset = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
+    window = torch.exp(-offset.square() / (2 * _SIGMA**2))  # the package's own is rounded to fp32
+    window = (window / window.sum()).expand(3, 1, 1, _WINDOW)
+    values = [
+        package.ssim(
+            one[None].double(), other[None].double(), data_range=1, size_average=False, win=window, K=(0.01, 0.03)
+        )
+        for one, other in pairs
+    ]
+    return torch.cat(values)
+
+
+def _pairs(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     pictures_a, pictures_b = _pictures(a, "a"), _pictures(b, "b")
     if len(pictures_a) != len(pictures_b):
         raise ValueError(f"expected equally many pictures, got {len(pictures_a)} and {len(pictures_b)}")
     if not pictures_a:
         raise ValueError("expected at least one pair of pictures, got none")
-    errors = []
-    for i, (one, other) in enumerate(zip(pictures_a, pictures_b, strict=True)):
+    pairs = list(zip(pictures_a, pictures_b, strict=True))
+    for i, (one, other) in enumerate(pairs):
         if one.shape != other.shape:
             raise ValueError(f"pair {i}: expected two pictures of one size, got {_size(one)} and {_size(other)}")
-        errors.append((one.double() - other.double()).square().mean())
-    return -10 * torch.log10(torch.stack(errors))
+    return pairs
 
 
 def _size(picture: Tensor) -> str:
@@ -59,4 +105,4 @@ def _pictures(pictures: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     return list(pictures)
 
 
-__all__ = ["psnr"]
+__all__ = ["psnr", "ssim"]

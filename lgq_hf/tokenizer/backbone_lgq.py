@@ -108,7 +108,8 @@ class LGQEncoder(nn.Module):
 class LGQDecoder(nn.Module):
     """codes (B, C, h, w) -> picture (B, 3, h*f, w*f) in the normalised pixel space of the encoder's input.
 
-    The encoder mirrored, with transposed 4x4 convolutions; no norm and no activation before the last convolution.
+    The encoder mirrored, with transposed 4x4 convolutions; no norm and no activation before the last convolution,
+    `out`, which training weighs the terms of its loss at.
     """
 
     def __init__(self, config: LGQConfig) -> None:
@@ -124,14 +125,18 @@ class LGQDecoder(nn.Module):
         )
         self.out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """See the class."""
+    def features(self, codes: Tensor) -> Tensor:
+        """What `out` makes the picture of: (B, C, h, w) -> (B, b, h*f, w*f)."""
         hidden_states = self.from_emb(codes)
         for i, stage in enumerate(self.stages):
             if i > 0:
                 hidden_states = self.upsamplers[i - 1](hidden_states)
             hidden_states = stage(hidden_states)
-        return self.out(hidden_states)
+        return hidden_states
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """See the class."""
+        return self.out(self.features(codes))
 
 
 __all__ = ["LGQDecoder", "LGQEncoder"]

@@ -65,6 +65,7 @@ class Quantizer(nn.Module):
     code_dim: int
     codebook_size: int
     tokens_per_position: int = 1
+    step_usage: list[Tensor] | None = None  # see `soft_usage`; set by a trainer, not saved
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens (N,) int64, or (N, G)."""
@@ -84,6 +85,15 @@ class Quantizer(nn.Module):
 
     def set_temperature(self, temperature: float) -> None:
         """Sets the softmax temperature of training; a quantizer without one has nothing to set."""
+
+    def soft_usage(self, latents: Tensor) -> list[Tensor] | None:
+        """Each code's mean probability over latents (B, C, h, w) of all processes, one tensor per codebook.
+
+        For terms of the loss that are no means over rows. A step that is made of several passes sets `step_usage` to
+        the mean of their soft usages beforehand: each pass then has the loss of the whole step, and its share of the
+        gradient. `None`: every term is a mean over rows, and nothing has to be known beforehand.
+        """
+        return None
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Quantizes latents (B, C, h, w) of any float dtype.

@@ -71,6 +71,30 @@ class _LGQBase(Quantizer):
             backend=self.backend,
         )
 
+    def _usages(self, x_NC: Tensor) -> list[Tensor]:
+        """The mean probability of each code over the rows of this process, one tensor per codebook."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def soft_usage(self, latents: Tensor) -> list[Tensor] | None:
+        """See [`Quantizer.soft_usage`]; `None` where neither the usage term nor the floor has a weight."""
+        if not (self.lambda_usage or self.lambda_floor):
+            return None
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._over_ranks(self._usages(self.to_rows(latents)))
+
+    @staticmethod
+    def _over_ranks(usages: list[Tensor]) -> list[Tensor]:
+        return list(mean_over_ranks(torch.cat(usages)).split([usage.shape[0] for usage in usages]))
+
+    def _over_step(self, usages: list[Tensor]) -> list[Tensor]:
+        """Usage over all rows of the optimizer step, with the gradient of this pass's rows."""
+        usages = self._over_ranks(usages)
+        if self.step_usage is None:
+            return usages
+        pairs = zip(self.step_usage, usages, strict=True)
+        return [whole + (usage - usage.detach()) for whole, usage in pairs]
+
     def _straight_through(self, x: Tensor, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
         """Codes with their gradient, and the squared error per entry of the quantization term."""
         if not self.identity:
@@ -138,11 +162,14 @@ class LGQVectorQuantizer(_LGQBase):
         """Tokens -> codes (N, C)."""
         return F.embedding(tokens_N, self.centers)
 
+    def _usages(self, x_NC: Tensor) -> list[Tensor]:
+        return [self._soft_assign(x_NC, self.centers, self.widths).usage_K]
+
     def train_rows(self, x_NC: Tensor) -> RowsOutput:
         """(N, C) latents -> codes, tokens, loss and statistics of a training step."""
         assigned = self._soft_assign(x_NC, self.centers, self.widths)
         codes_NC, error_NC = self._straight_through(x_NC, self.centers[assigned.index_N], assigned.soft_codes_NC)
-        usage_K = mean_over_ranks(assigned.usage_K)
+        (usage_K,) = self._over_step([assigned.usage_K])
         return self._result(
             codes_NC,
             assigned.index_N,
@@ -212,6 +239,9 @@ class LGQScalarQuantizer(_LGQBase):
         """Tokens -> codes (N, C)."""
         return self.centers.gather(1, self._to_bins(tokens_N).T).T
 
+    def _usages(self, x_NC: Tensor) -> list[Tensor]:
+        return [self._soft_assign(*channel).usage_K for channel in self._channels(x_NC)]
+
     def train_rows(self, x_NC: Tensor) -> RowsOutput:
         """(N, C) latents -> codes, tokens, loss and statistics of a training step."""
         parts = [self._soft_assign(*channel) for channel in self._channels(x_NC)]
@@ -219,7 +249,7 @@ class LGQScalarQuantizer(_LGQBase):
         hard_NC = self.centers.gather(1, bins_NC.T).T
         soft_NC = torch.cat([assigned.soft_codes_NC for assigned in parts], dim=1)
         codes_NC, error_NC = self._straight_through(x_NC, hard_NC, soft_NC)
-        usages = [mean_over_ranks(assigned.usage_K) for assigned in parts]
+        usages = self._over_step([assigned.usage_K for assigned in parts])
         perplexities_C = torch.stack([entropy_perplexity(usage) for usage in usages])
         usage_C = torch.stack([usage.shape[0] * usage.square().sum() for usage in usages])
         return self._result(

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from benchmarks import straight_through_gain
-from benchmarks.provenance import RESULTS
+from benchmarks.results_file import RESULTS
 from lgq_hf.tokenizer import quantizer_lgq
 
 

@@ -28,6 +28,8 @@ def test_a_changed_number_changes_the_texts(monkeypatch: pytest.MonkeyPatch) -> 
         result = load(name)
         if "photographs" in result:
             result["photographs"]["psnr"] += 1
+        if name == "tiny_cpu":
+            result["validation"][-1]["psnr"] += 1
         return result
 
     monkeypatch.setattr(render, "_load", changed)

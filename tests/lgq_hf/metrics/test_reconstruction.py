@@ -1,15 +1,20 @@
-"""PSNR against its formula, scikit-image and its limits."""
+"""PSNR and SSIM against their formulas, scikit-image and their limits."""
 
 import math
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from skimage import data
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from lgq_hf.metrics.reconstruction import psnr
+from lgq_hf.metrics.reconstruction import psnr, ssim
+
+Metric = Callable[[Any, Any], torch.Tensor]
+both = pytest.mark.parametrize("metric", [psnr, ssim])
 
 
 def test_known_values() -> None:
@@ -18,19 +23,74 @@ def test_known_values() -> None:
     assert psnr(a, b).tolist() == pytest.approx([0, 20, 40], abs=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_agrees_with_scikit_image(dtype: torch.dtype) -> None:
+def noisy_pairs() -> list[tuple[np.ndarray, np.ndarray]]:
     noise = np.random.default_rng(0)
     pairs = []
     for picture, sigma in ((data.astronaut(), 5), (data.chelsea(), 40)):
         noisy = np.clip(picture + noise.normal(0, sigma, picture.shape), 0, 255).round().astype(np.uint8)
         pairs.append((picture, noisy))
-    tensors = [
-        [torch.from_numpy(pair[side].copy()).permute(2, 0, 1).to(dtype) / 255 for pair in pairs] for side in (0, 1)
-    ]
+    return pairs
+
+
+def tensors(pairs: list[tuple[np.ndarray, np.ndarray]], side: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    return [torch.from_numpy(pair[side].copy()).permute(2, 0, 1).to(dtype) / 255 for pair in pairs]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_psnr_agrees_with_scikit_image(dtype: torch.dtype) -> None:
+    pairs = noisy_pairs()
     expected = [peak_signal_noise_ratio(one, other, data_range=255) for one, other in pairs]
-    assert psnr(*tensors).tolist() == pytest.approx(expected, rel=1e-6)
-    assert psnr(*reversed(tensors)).tolist() == pytest.approx(expected, rel=1e-6)
+    a, b = tensors(pairs, 0, dtype), tensors(pairs, 1, dtype)
+    assert psnr(a, b).tolist() == pytest.approx(expected, rel=1e-6)
+    assert psnr(b, a).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_ssim_agrees_with_scikit_image(dtype: torch.dtype, tolerance: float) -> None:
+    pairs = [(one[:200, :150], other[:200, :150]) for one, other in noisy_pairs()]
+    expected = [
+        structural_similarity(
+            one / 255,
+            other / 255,
+            data_range=1,
+            channel_axis=2,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for one, other in pairs
+    ]
+    assert min(expected) < 0.5 and max(expected) > 0.8
+    a, b = tensors(pairs, 0, dtype), tensors(pairs, 1, dtype)
+    assert ssim(a, b).tolist() == pytest.approx(expected, abs=tolerance)
+    assert ssim(b, a).tolist() == pytest.approx(expected, abs=tolerance)
+
+
+def test_ssim_of_flat_pictures_is_that_of_their_means() -> None:
+    one, other = 0.2, 0.7
+    a, b = torch.full((1, 3, 11, 20), one).double(), torch.full((1, 3, 11, 20), other).double()
+    expected = (2 * one * other + 1e-4) / (one**2 + other**2 + 1e-4)
+    assert float(ssim(a, b)) == pytest.approx(expected, abs=1e-7)
+
+
+def test_ssim_of_equal_pictures_is_one_and_lower_otherwise() -> None:
+    a = torch.rand(3, 3, 16, 11)
+    b = torch.stack([a[0], 1 - a[1], a[2].roll(1, 0)])
+    result = ssim(a, b)
+    assert (result.dtype, result.shape) == (torch.float64, (3,))
+    assert result[0] == 1 and result[1] < 0 and result[2] < 0.5
+
+
+def test_ssim_refuses_pictures_smaller_than_its_window() -> None:
+    small = torch.zeros(3, 10, 40)
+    with pytest.raises(ValueError, match="pair 1: expected sides of at least 11 pixels, got 10 x 40"):
+        ssim([torch.zeros(3, 11, 11), small], [torch.zeros(3, 11, 11), small])
+
+
+def test_ssim_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
+    with pytest.raises(ModuleNotFoundError, match=r"ssim needs .* pytorch_msssim, .*pip install 'lgq_hf\[metrics\]'"):
+        ssim(GOOD, GOOD)
 
 
 def test_equal_pictures_are_infinitely_close() -> None:
@@ -43,21 +103,24 @@ def test_equal_pictures_are_infinitely_close() -> None:
     assert (result.dtype, result.shape) == (torch.float64, (2,))
 
 
-def test_each_picture_stands_for_itself() -> None:
-    a, b = torch.rand(4, 3, 6, 7), torch.rand(4, 3, 6, 7)
-    one_by_one = [psnr(a[i : i + 1], b[i : i + 1])[0] for i in range(4)]
-    assert psnr(a, b).tolist() == [float(value) for value in one_by_one]
-    assert psnr(list(a), list(b)).tolist() == psnr(a, b).tolist()
+@both
+def test_each_picture_stands_for_itself(metric: Metric) -> None:
+    a, b = torch.rand(4, 3, 12, 13), torch.rand(4, 3, 12, 13)
+    one_by_one = [metric(a[i : i + 1], b[i : i + 1])[0] for i in range(4)]
+    assert metric(a, b).tolist() == [float(value) for value in one_by_one]
+    assert metric(list(a), list(b)).tolist() == metric(a, b).tolist()
 
 
-def test_half_precision_is_compared_as_it_is() -> None:
-    a, b = torch.rand(1, 3, 6, 7).bfloat16(), torch.rand(1, 3, 6, 7).half()
-    assert psnr(a, b) == psnr(a.double(), b.double())
+@both
+def test_half_precision_is_compared_as_it_is(metric: Metric) -> None:
+    a, b = torch.rand(1, 3, 12, 13).bfloat16(), torch.rand(1, 3, 12, 13).half()
+    assert metric(a, b) == metric(a.double(), b.double())
 
 
 GOOD = torch.zeros(2, 3, 4, 5)
 
 
+@both
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
@@ -74,12 +137,13 @@ GOOD = torch.zeros(2, 3, 4, 5)
         (GOOD, GOOD + math.nan, r"b: expected values in \[0, 1\], got nan to nan"),
     ],
 )
-def test_refuses_what_has_no_psnr(a: Any, b: Any, message: str) -> None:
+def test_refuses_what_cannot_be_compared(a: Any, b: Any, message: str, metric: Metric) -> None:
     with pytest.raises(ValueError, match=message):
-        psnr(a, b)
+        metric(a, b)
 
 
+@both
 @pytest.mark.parametrize(("a", "kind"), [(GOOD.numpy(), "ndarray"), ([GOOD[0].numpy()], "ndarray"), ("ab", "str")])
-def test_refuses_what_is_no_tensor(a: Any, kind: str) -> None:
+def test_refuses_what_is_no_tensor(a: Any, kind: str, metric: Metric) -> None:
     with pytest.raises(TypeError, match=f"a: expected a (tensor|list of tensors) .*{kind}"):
-        psnr(a, GOOD)
+        metric(a, GOOD)

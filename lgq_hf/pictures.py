@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -117,25 +118,42 @@ def _unique_names(paths: Sequence[tuple[Path, int]]) -> list[str]:
 
 
 def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
-    """Reads a picture to its end and turns it upright as its EXIF orientation says.
+    """Reads a picture as `read_picture` does, and collects warnings; for one thread, since filters belong to all.
 
     Returns:
         The picture, of any mode, and what Pillow warned of (a damaged EXIF block, for example).
 
     Raises:
+        ValueError: as `read_picture`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        picture = read_picture(path)
+    return picture, [str(warning.message) for warning in caught]
+
+
+def read_picture(source: Path | bytes) -> Image.Image:
+    """Reads a file, or the content of one, to its end and turns it upright as its EXIF orientation says.
+
+    Returns:
+        The picture, of any mode; what Pillow warns of is left to the filters of `warnings`.
+
+    Raises:
         ValueError: the file is missing, forbidden, no regular file, no image, truncated, damaged, or has more pixels
             than `PIL.Image.MAX_IMAGE_PIXELS`; the message is one line without the path.
     """
-    _check_file(path)
+    if isinstance(source, Path):
+        _check_file(source)
+    elif not source:
+        raise ValueError("empty file")
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image)
+        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height}")  # Pillow itself may only warn
+            return ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers meet hostile bytes with errors of every type
         raise ValueError(reason_of(error)) from error
-    return upright, [str(warning.message) for warning in caught]
 
 
 def _check_file(path: Path) -> None:
@@ -167,4 +185,4 @@ def reason_of(error: Exception) -> str:
     return f"damaged or truncated: {text or type(error).__name__}"
 
 
-__all__ = ["SUFFIXES", "Source", "find_pictures", "open_picture", "reason_of"]
+__all__ = ["SUFFIXES", "Source", "find_pictures", "open_picture", "read_picture", "reason_of"]

@@ -1,6 +1,5 @@
 """Where a number comes from: what every result file says of the code and the machine."""
 
-import json
 import os
 import platform
 import subprocess
@@ -10,10 +9,7 @@ from typing import Any
 
 import torch
 
-from lgq_hf import __version__
-from lgq_hf.files import atomic_file
-
-RESULTS = Path(__file__).parent / "results"
+from lgq_hf._version import __version__
 
 
 def _git(*arguments: str) -> str:
@@ -21,14 +17,18 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _commit() -> str:
+def commit() -> str:
     """Commit (with `+changes` where the code that is measured differs from it).
 
     A copy of the code without its git history says what it is a copy of in the variable LGQ_COMMIT.
+
+    Raises:
+        RuntimeError: where nothing tells.
     """
     if stated := os.environ.get("LGQ_COMMIT"):
         return stated
     try:
+        _git("ls-files", "--error-unmatch", "lgq_hf")  # an installed copy may lie in somebody else's checkout
         changed = _git("status", "--porcelain", "--", "lgq_hf", "benchmarks/*.py", "training/*.py")
         return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError) as error:
@@ -52,10 +52,19 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, versions (`None` for what is not installed) and hardware."""
+def provenance(*, strict: bool = True) -> dict[str, Any]:
+    """Commit, versions (`None` for what is not installed) and hardware.
+
+    Without `strict`, a commit that nothing tells is `None`.
+    """
+    try:
+        at: str | None = commit()
+    except RuntimeError:
+        if strict:
+            raise
+        at = None
     return {
-        "commit": _commit(),
+        "commit": at,
         "versions": {
             "lgq_hf": __version__,
             "python": platform.python_version(),
@@ -70,9 +79,4 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, result: dict[str, Any], folder: Path | None = None) -> Path:
-    """Writes <name>.json in `folder` (results/) as a whole, with provenance; returns its path."""
-    path = (folder or RESULTS) / f"{name}.json"
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps({**provenance(), **result}, indent=1) + "\n")
-    return path
+__all__ = ["commit", "provenance"]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import provenance
+from lgq_hf import provenance
 
 
 @pytest.fixture(autouse=True)

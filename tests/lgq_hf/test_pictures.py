@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lgq_hf.cli.pictures import SUFFIXES, find_pictures, open_picture
+from lgq_hf.pictures import SUFFIXES, find_pictures, open_picture
 
 
 def touch(folder: Path, *names: str) -> None:

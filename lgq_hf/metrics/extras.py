@@ -1,0 +1,26 @@
+"""Packages that some metrics need and the library does not: imported when they are used, missing with a hint."""
+
+import importlib
+from types import ModuleType
+
+
+def import_extra(module: str, needed_for: str) -> ModuleType:
+    """The module of that name, which the extra `metrics` installs.
+
+    Args:
+        module: name to import, such as "pytorch_msssim".
+        needed_for: what cannot be had without it, for the message.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        hint = f"{needed_for} needs the package {module}, which is not installed: pip install 'lgq_hf[metrics]'"
+        raise ModuleNotFoundError(hint, name=module) from error
+
+
+__all__ = ["import_extra"]

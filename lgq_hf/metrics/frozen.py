@@ -1,0 +1,64 @@
+"""What networks that measure have in common: they never learn, and they say which weights they have."""
+
+import hashlib
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+
+class FrozenNetwork(nn.Module):
+    """A module that stays in evaluation mode; `freeze` ends the constructor of a subclass.
+
+    Attributes:
+        name: what to write beside a number made with it.
+        weights_sha256: of the files its weights came from, hexadecimal; joined by "+" where there are several.
+    """
+
+    name: str
+    weights_sha256: str
+
+    def freeze(self) -> None:
+        """Parameters without gradients, evaluation mode. Gradients still flow to the inputs."""
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, whatever `mode` says: a parent's `train()` reaches it too."""
+        return super().train(False)
+
+    def _prepare(self, pictures: Tensor, smallest: int) -> Tensor:
+        """The pictures in the dtype of the weights, after a look at what can be seen without waiting for a device."""
+        if pictures.ndim != 4 or pictures.shape[1] != 3 or min(pictures.shape[2:]) < smallest:
+            expected = f"pictures: expected (B,3,H,W) with sides of at least {smallest} pixels"
+            raise ValueError(f"{expected}, got shape {tuple(pictures.shape)}")
+        if not pictures.is_floating_point():
+            raise ValueError(f"pictures: expected floats in [0, 1], got {pictures.dtype}; divide 8-bit values by 255")
+        return pictures.to(next(self.parameters()).dtype)
+
+
+def check_pair(a: Tensor, b: Tensor) -> None:
+    """Refuses two batches of pictures of different shapes with a ValueError."""
+    if a.shape != b.shape:
+        raise ValueError(f"expected two batches of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def unit_difference(one: Tensor, other: Tensor) -> Tensor:
+    """Squared difference of feature maps (B,C,h,w) that are scaled to length 1 over channels (Zhang et al. 2018).
+
+    Lengths are lengthened by 1e-10, as in the lpips project; a vector of zeros stays one. In at least fp32.
+    """
+    units = []
+    for features in (one, other):
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        units.append(features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10))
+    return (units[0] - units[1]).square()
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["FrozenNetwork", "check_pair", "sha256_of", "unit_difference"]

@@ -1,0 +1,110 @@
+"""A small training step for the tests, the same in every process that makes it; run as a program, one of two ranks."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from lgq_hf import LGQConfig, LGQModel
+from training.recipe import Recipe, recipe_from
+from training.step import TrainingStep
+
+STEPS = 6
+VALUES: dict[str, Any] = {
+    "output_dir": "unused",
+    "max_steps": 20,
+    "batch_size": 8,
+    "image_size": 16,
+    "model": {
+        "base_channels": 8,
+        "channel_multiplier": [1, 2],
+        "num_res_blocks": 1,
+        "bottleneck_attention": False,
+        "latent_channels": 8,
+        "codebook_size": 32,
+        "lambda_usage": 0.5,
+        "lambda_peak": 0.1,
+        "lambda_floor": 0.1,
+        "min_perplexity": 31.0,
+    },
+    "discriminator": {
+        "weight": 0.5,
+        "start": 1,
+        "warmup": 1,
+        "ramp": 2,
+        "base_channels": 8,
+        "num_layers": 1,
+        "lecam": 0.1,
+        "learning_rate": 1e-3,
+    },
+    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "ema_decay": 0.9},
+}
+
+
+def changed(**sections: dict[str, Any]) -> Recipe:
+    """The recipe above with other values in some sections, such as `engine={"micro_batch_size": 2}`."""
+    return recipe_from({**VALUES, **{name: {**VALUES.get(name, {}), **values} for name, values in sections.items()}})
+
+
+def make(recipe: Recipe, *, dtype: torch.dtype = torch.float32, perceptual: Any = None) -> TrainingStep:
+    """A training step on the CPU with fixed first weights."""
+    torch.manual_seed(0)
+    model = LGQModel(LGQConfig(**recipe.model)).to(dtype).train()
+    if dtype == torch.float64:
+        model.quantizer.double()
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    return TrainingStep(accelerator, recipe, model, perceptual, [0.5] * 3, [0.5] * 3)
+
+
+def pictures(dtype: torch.dtype = torch.float32, steps: int = STEPS) -> list[Tensor]:
+    """Batches (8, 3, 16, 16) in [-1, 1], smooth enough to be learned."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = [torch.rand(8, 3, 4, 4, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(steps)]
+    return [torch.nn.functional.interpolate(x, size=(16, 16), mode="bicubic").clamp(-1, 1).to(dtype) for x in coarse]
+
+
+def run(step: TrainingStep, batches: list[Tensor], micro_batch_size: int) -> list[dict[str, float]]:
+    """One optimizer step for each batch; returns what each step's window says."""
+    rows = []
+    for number, batch in enumerate(batches):
+        step(list(batch.split(micro_batch_size)), number)
+        rows.append(step.take_window()[0])
+    return rows
+
+
+def weights(step: TrainingStep) -> dict[str, Tensor]:
+    """Everything that a run learns, by name."""
+    parts = {"model": step.model, "discriminator": step.discriminator, "lecam": step.lecam}
+    if step.average is not None:
+        parts["average"] = step.average.average
+    found = {}
+    for part, module in parts.items():
+        if module is not None:
+            found |= {f"{part}.{name}": tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    return found
+
+
+def forget_processes() -> None:
+    """Lets the next Accelerator look at its surroundings anew."""
+    AcceleratorState._reset_state(True)
+
+
+def main(folder: Path) -> None:
+    """Trains on this rank's half of each batch, and leaves rows and weights in `rank-<r>.pt`."""
+    step = make(changed(), dtype=torch.float64)
+    rank = step.accelerator.process_index
+    halves = [batch.chunk(2)[rank] for batch in pictures(torch.float64)]
+    rows = run(step, halves, 4)
+    torch.save({"rows": rows, "weights": weights(step)}, folder / f"rank-{rank}.pt")
+    del step  # its reducers must go before the processes part, or the last one waits for ever now and then
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,324 @@
+"""The optimizer step: who learns from what, and that sharing it changes nothing."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.training import steps
+from training.losses import hinge_discriminator_loss, hinge_generator_loss, pixel_loss
+from training.step import TrainingStep
+
+ROOT = Path(__file__).parents[2]
+NO_GAN = {"weight": 0}
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    steps.forget_processes()
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_same_rows(a: list[dict[str, float]], b: list[dict[str, float]], tolerance: float) -> None:
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        assert left == pytest.approx(right, rel=tolerance, abs=tolerance)
+
+
+class Blur(nn.Module):
+    """A perceptual distance that costs nothing: of blurred pictures."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = (nn.functional.avg_pool2d(x, 4) for x in (a, b))
+        return (a - b).square().mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("estimator", ["soft", "identity"])
+@pytest.mark.parametrize("micro_batch_size", [4, 1])
+def test_accumulation_changes_nothing(estimator: str, micro_batch_size: int) -> None:
+    recipe = steps.changed(model={"straight_through": estimator}, loss={"perceptual_weight": 0.3})
+    results = []
+    for size in (8, micro_batch_size):
+        step = steps.make(recipe, dtype=torch.float64, perceptual=Blur())
+        rows = steps.run(step, steps.pictures(torch.float64), size)
+        results.append((rows, steps.weights(step)))
+    assert_same_rows(results[0][0], results[1][0], 1e-6)
+    assert_same(results[0][1], results[1][1], 1e-6)
+    last = results[0][0][-1]
+    assert last["usage_loss"] > 1 and last["floor_loss"] > 0 and last["gan_weight"] > 0 and last["lecam_loss"] > 0
+
+
+def test_accumulation_changes_nothing_in_fp32_beyond_rounding() -> None:
+    results = []
+    for size in (8, 4):
+        step = steps.make(steps.changed())
+        results.append((steps.run(step, steps.pictures(), size), steps.weights(step)))
+    assert_same_rows(results[0][0], results[1][0], 2e-4)
+    # Adam divides a gradient by its own size, so where one is nothing but rounding, so is its step of up to the rate
+    assert_same(results[0][1], results[1][1], 2e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    script = Path(__file__).with_name("steps.py")
+    subprocess.run([*command, str(script), str(tmp_path)], env=environment, check=True, timeout=300)
+    whole = steps.make(steps.changed(), dtype=torch.float64)
+    rows = steps.run(whole, steps.pictures(torch.float64), 8)
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, tensor in ranks[0]["weights"].items():
+        assert torch.equal(tensor, ranks[1]["weights"][name]), name
+    assert_same_rows(ranks[0]["rows"], rows, 1e-6)
+    assert_same(ranks[0]["weights"], steps.weights(whole), 1e-6)
+
+
+def _keep_gradients(step: TrainingStep, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Tensor]]:
+    """Lets the step compute gradients and not apply them."""
+    kept: dict[str, list[Tensor]] = {}
+
+    def keep(skip: Tensor, optimizer: Any) -> None:
+        name = "model" if optimizer is step.optimizer else "discriminator"
+        kept[name] = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
+
+    monkeypatch.setattr("training.step.step_unless", keep)
+    return kept
+
+
+def _parameters(optimizer: Any) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def test_each_loss_reaches_its_own_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against losses written out here and walked back by autograd."""
+    recipe = steps.changed(
+        optimizer={"max_grad_norm": 1e9}, discriminator={"start": 0, "warmup": 0, "ramp": 0, "adaptive": False}
+    )
+    step = steps.make(recipe, dtype=torch.float64, perceptual=Blur())
+    pixels = steps.pictures(torch.float64)[0]
+    kept = _keep_gradients(step, monkeypatch)
+    step([pixels], 0)
+    assert step.discriminator is not None
+    output = step.model(pixels)
+    decoded = output.decoded_pixel_values
+    picture = (decoded + 1) / 2
+    step.discriminator.eval()  # the power iteration of the step stands
+    generator = (
+        pixel_loss("l1", decoded, pixels)
+        + Blur()(picture, (pixels + 1) / 2).mean()
+        + output.embedding_loss
+        + 0.5 * hinge_generator_loss(step.discriminator(decoded))
+    )
+    expected = torch.autograd.grad(generator, _parameters(step.optimizer), retain_graph=True)
+    # spectral norm iterated between the two passes: the model saw the weights before it
+    for gradient, wanted in zip(kept["model"], expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=0.2, atol=1e-3)
+    real, fake = step.discriminator(pixels), step.discriminator(decoded.detach())
+    regularizer = 0.1 * (real.square().mean() + fake.square().mean())  # LeCAM before its first average, which is 0
+    assert step.recipe.discriminator.lecam == 0.1
+    lecam = torch.relu(real).square().mean() + torch.relu(-fake).square().mean()
+    critic = hinge_discriminator_loss(real, fake) + 0.1 * lecam
+    assert regularizer >= 0.1 * lecam
+    expected = torch.autograd.grad(critic, _parameters(step.discriminator_optimizer))
+    for gradient, wanted in zip(kept["discriminator"], expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_without_power_iteration_the_model_gradient_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = steps.changed(
+        optimizer={"max_grad_norm": 1e9},
+        discriminator={"start": 0, "warmup": 0, "ramp": 0, "adaptive": False, "norm": "none"},
+    )
+    step = steps.make(recipe, dtype=torch.float64)
+    pixels = steps.pictures(torch.float64)[0]
+    kept = _keep_gradients(step, monkeypatch)
+    step([pixels], 0)
+    assert step.discriminator is not None
+    output = step.model(pixels)
+    adversarial = hinge_generator_loss(step.discriminator(output.decoded_pixel_values))
+    loss = pixel_loss("l1", output.decoded_pixel_values, pixels) + output.embedding_loss + 0.5 * adversarial
+    for gradient, wanted in zip(kept["model"], torch.autograd.grad(loss, _parameters(step.optimizer)), strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_adaptive_weight_balances_the_last_layer_with_the_step_before() -> None:
+    recipe = steps.changed(discriminator={"start": 0, "warmup": 0, "ramp": 0})
+    step = steps.make(recipe, dtype=torch.float64)
+    pixels = steps.pictures(torch.float64)[0]
+    before = {name: value.clone() for name, value in step.model.state_dict().items()}
+    critic = {name: value.clone() for name, value in step.discriminator.state_dict().items()}  # type: ignore[union-attr]
+    step([pixels], 0)
+    assert step.take_window()[0]["gan_weight"] == 0  # nothing is known at the first step
+    found = step.adaptive
+    step.model.load_state_dict(before)
+    step.discriminator.load_state_dict(critic)  # type: ignore[union-attr]
+    step.discriminator.eval()  # type: ignore[union-attr]
+    decoded = step.model(pixels).decoded_pixel_values
+    last = step.model.decoder.out.weight
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        for loss in (pixel_loss("l1", decoded, pixels), hinge_generator_loss(step.discriminator(decoded)))  # type: ignore[misc]
+    ]
+    torch.testing.assert_close(found, norms[0] / (norms[1] + 1e-6), rtol=1e-5, atol=0)
+    step([pixels], 1)
+    assert step.take_window()[0]["gan_weight"] == pytest.approx(0.5 * float(found), rel=1e-6)
+
+
+def test_cap_of_the_adaptive_weight() -> None:
+    step = steps.make(steps.changed(discriminator={"start": 0, "warmup": 0, "ramp": 0, "adaptive_cap": 0.25}))
+    rows = steps.run(step, steps.pictures(), 8)
+    assert rows[1]["gan_weight"] == pytest.approx(0.125)
+
+
+def test_the_discriminator_learns_before_the_model_hears_it() -> None:
+    recipe = steps.changed(discriminator={"start": 2, "warmup": 2, "ramp": 2, "adaptive": False})
+    with_gan, without = steps.make(recipe), steps.make(steps.changed(discriminator=NO_GAN))
+    first = steps.weights(with_gan)
+    rows = []
+    for number, pixels in enumerate(steps.pictures(steps=7)):
+        for step in (with_gan, without):
+            step([pixels], number)
+        rows.append(with_gan.take_window()[0])
+        moved = any(
+            not torch.equal(first[name], tensor)
+            for name, tensor in steps.weights(with_gan).items()
+            if name.startswith("discriminator")
+        )
+        assert moved == (number >= 2)
+        same = all(
+            torch.equal(a, b) for a, b in zip(with_gan.model.parameters(), without.model.parameters(), strict=True)
+        )
+        assert same == (number <= 4)  # step 4 hears it with weight 0, step 5 with half
+    assert ["gan_weight" in row for row in rows] == [False] * 2 + [True] * 5
+    assert [row.get("gan_weight", 0) for row in rows] == pytest.approx([0, 0, 0, 0, 0, 0.25, 0.5])
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts where the host would wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal.", "aten.masked_select")
+        self.count += str(func).startswith(names)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_step_never_waits_for_the_device(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = steps.make(steps.changed(engine={"mixed_precision": precision}))
+    # these two look at values on a CPU alone
+    monkeypatch.setattr(step.model, "_check_pixels", lambda pixels: None)
+    monkeypatch.setattr("training.window.count_tokens", lambda tokens, size: torch.zeros(size, dtype=torch.int64))
+    batches = steps.pictures()
+    step([batches[0]], 0)
+    with CountWaits() as waits:
+        for number, batch in enumerate(batches[1:], 1):
+            step(list(batch.split(4)), number)
+    assert waits.count == 0
+    with waits:
+        step.failure()
+    assert waits.count > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_follows_fp32(precision: str) -> None:
+    full, half = (steps.make(steps.changed(engine={"mixed_precision": p})) for p in ("no", precision))
+    half.scaler = torch.amp.GradScaler("cpu", init_scale=256, enabled=precision == "fp16")  # none is skipped
+    seen = []
+    half.model.quantizer.register_forward_hook(lambda module, inputs, output: seen.append(output.codes.dtype))
+    rows = [steps.run(step, steps.pictures(), 8)[-1] for step in (full, half)]
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.03)
+    assert set(seen) == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+
+
+def test_fp16_lowers_its_scale_and_goes_on() -> None:
+    step = steps.make(steps.changed(engine={"mixed_precision": "fp16"}, discriminator=NO_GAN))
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    before = steps.weights(step)["model.encoder.stem.weight"]
+    batches = steps.pictures()
+    step([batches[0]], 0)
+    assert torch.equal(steps.weights(step)["model.encoder.stem.weight"], before)
+    for number in range(1, 16):
+        step([batches[number % 6]], number)
+    assert step.failure() is None and step.scaler.get_scale() < 2.0**20
+    assert not torch.equal(steps.weights(step)["model.encoder.stem.weight"], before)
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_none_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = steps.make(steps.changed())
+    monkeypatch.setattr(step.model, "_check_pixels", lambda pixels: None)
+    batches = steps.pictures()
+    step([batches[0]], 0)
+    step([batches[1]], 1)
+    assert step.failure() is None
+    before = steps.weights(step)
+    del before["model.quantizer.temperature"], before["average.quantizer.temperature"]  # follows the schedule
+    for name in [name for name in before if name.startswith("lecam") or name.endswith(("._u", "._v"))]:
+        del before[name]  # averages of logits and the power iteration are no weights
+    step([torch.full_like(batches[2], math.nan)], 2)
+    step([batches[3]], 3)
+    assert step.failure() == 2
+    after = steps.weights(step)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+
+
+def test_the_gain_of_the_straight_through_estimators() -> None:
+    gains = {}
+    for estimator, temperature in (("identity", 1.0), ("soft", 1.0), ("soft", 0.001)):
+        recipe = steps.changed(
+            model={"straight_through": estimator},
+            quantizer={"temperature_start": temperature, "temperature_schedule": "constant"},
+        )
+        step = steps.make(recipe)
+        step([steps.pictures()[0]], 0, measure=True)
+        gains[estimator, temperature] = step.take_window()[0]
+    assert gains["identity", 1.0]["straight_through_gain"] == pytest.approx(1, abs=1e-5)
+    assert gains["soft", 1.0]["straight_through_gain"] > 0.05
+    assert gains["soft", 0.001]["straight_through_gain_median"] < 1e-3  # why the identity estimator exists
+
+
+def test_overfits_eight_pictures() -> None:
+    recipe = steps.changed(
+        model={"straight_through": "identity", "codebook_size": 512, "lambda_floor": 0.0, "latent_channels": 16},
+        discriminator=NO_GAN,
+        optimizer={"learning_rate": 3e-3, "warmup_steps": 10, "schedule": "constant"},
+        quantizer={"learning_rate_scale": 10, "temperature_start": 0.1},
+    )
+    step = steps.make(recipe)
+    pixels = steps.pictures()[0]
+    with torch.no_grad():
+        step.model.quantizer.init_from(step.model.latents(pixels), "random", torch.Generator().manual_seed(0))
+    losses = []
+    for number in range(300):
+        step([pixels], number)
+        losses.append(step.take_window()[0]["l1_loss"])
+    assert losses[0] > 0.3 and min(losses[-10:]) < 0.05
+
+
+def test_golden_curve() -> None:
+    """Losses of 20 steps on a CPU as they were recorded; a change here is a change of what runs compute."""
+    path = Path(__file__).parents[1] / "fixtures" / "training" / "golden_curve.json"
+    step = steps.make(steps.changed(quantizer={"temperature_start": 0.7}), perceptual=Blur())
+    rows = steps.run(step, steps.pictures(steps=20), 4)
+    recorded = json.loads(path.read_text())
+    assert len(recorded) == 20 and recorded[0].keys() == rows[0].keys()
+    for number, (row, wanted) in enumerate(zip(rows, recorded, strict=True)):
+        assert row == pytest.approx(wanted, rel=5e-3, abs=1e-4), number

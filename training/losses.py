@@ -1,0 +1,180 @@
+"""Losses of a tokenizer and its discriminator, and the weight that balances them.
+
+Everything is computed in float32 whatever autocast produced; float64 stays float64. Nothing waits for the device.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
+
+PixelLoss = Literal["l1", "l2"]
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def pixel_loss(kind: PixelLoss, decoded: Tensor, pixels: Tensor) -> Tensor:
+    """Mean distance of decoded pictures from their originals.
+
+    Args:
+        kind: "l1" for |d|, "l2" for d².
+        decoded: (B, C, H, W), any range; not clamped.
+        pixels: (B, C, H, W) in the same units.
+
+    Returns:
+        0-dim mean over all values.
+
+    Raises:
+        ValueError: for shapes that differ or an unknown kind.
+    """
+    if decoded.shape != pixels.shape:
+        raise ValueError(
+            f"expected decoded pictures of the originals' shape {tuple(pixels.shape)}, got {tuple(decoded.shape)}"
+        )
+    difference = _at_least_float32(decoded) - _at_least_float32(pixels)
+    if kind == "l1":
+        return difference.abs().mean()
+    if kind == "l2":
+        return difference.square().mean()
+    raise ValueError(f"pixel loss must be l1 or l2, got '{kind}'")
+
+
+def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """½ mean relu(1 - D(x)) + ½ mean relu(1 + D(x̂)): 0-dim, from logits of any shapes.
+
+    Lim & Ye 2017 (arXiv 1705.02894); the halves as in the code of Esser et al. 2021.
+    """
+    real, fake = _at_least_float32(real_logits), _at_least_float32(fake_logits)
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+
+def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
+    """-mean D(x̂): 0-dim, from logits of any shape (Lim & Ye 2017, arXiv 1705.02894)."""
+    return -_at_least_float32(fake_logits).mean()
+
+
+class LeCam(nn.Module):
+    """Keeps a discriminator's logits near the moving averages of the other kind (Tseng et al. 2021, arXiv 2104.03310).
+
+    Args:
+        decay: of the averages, per update; between 0 and 1.
+
+    Attributes:
+        real: 0-dim buffer, average over the updates of the mean logit of originals. Its weights sum to 1 from the
+            first update on (the corrected average of Kingma & Ba 2015, section 3); 0 before.
+        fake: the same of decoded pictures.
+        updates: 0-dim int64 buffer, how many there were.
+
+    Raises:
+        ValueError: for a decay out of range.
+    """
+
+    real: Tensor
+    fake: Tensor
+    updates: Tensor
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"decay must lie between 0 and 1, got {decay}")
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(()))
+        self.register_buffer("fake", torch.zeros(()))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def regularizer(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """mean relu(D(x) - fake)² + mean relu(real - D(x̂))²: 0-dim, from logits of any shapes.
+
+        R_LC of the paper, with a relu so that logits on the wrong side of the other kind's average are left to the
+        hinge loss. The averages get no gradient.
+        """
+        real, fake = _at_least_float32(real_logits), _at_least_float32(fake_logits)
+        return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
+
+    @torch.no_grad()
+    def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
+        """Takes one optimizer step's mean logits, 0-dim, of all micro-batches and processes, into the averages."""
+        self.updates += 1
+        log_decay = math.log(self.decay)
+        share = (1 - self.decay) / -torch.expm1(log_decay * self.updates)  # 1 at first, 1 - decay after many
+        self.real += share * (_at_least_float32(real_mean) - self.real)
+        self.fake += share * (_at_least_float32(fake_mean) - self.fake)
+
+
+@torch.no_grad()
+def conv_weight_gradient(inputs: Tensor, grad_outputs: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Gradient at the weight of a convolution, from what went in and the gradient at what came out.
+
+    So the gradients of two losses at the last layer need one backward pass each to the decoded picture, and none
+    through the decoder.
+
+    Args:
+        inputs: (B, C, H, W).
+        grad_outputs: (B, O, H', W'), of the size that `conv` gives.
+        conv: with zero padding given in numbers.
+
+    Returns:
+        (O, C / groups, kH, kW), detached.
+
+    Raises:
+        ValueError: for shapes that do not fit, or another padding.
+    """
+    if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+        raise ValueError(
+            f"expected a convolution with zero padding given in numbers, got padding={conv.padding!r}, "
+            f"padding_mode='{conv.padding_mode}'"
+        )
+    sizes = [
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, padding, dilation, kernel, stride in zip(
+            inputs.shape[2:], conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
+        )
+    ]
+    wanted = (inputs.shape[0], conv.out_channels, *sizes)
+    if inputs.shape[1] != conv.in_channels or grad_outputs.shape != wanted:
+        raise ValueError(
+            f"expected inputs of {conv.in_channels} channels and the gradient at their outputs, {wanted}, "
+            f"got {tuple(inputs.shape)} and {tuple(grad_outputs.shape)}"
+        )
+    return conv2d_weight(
+        _at_least_float32(inputs),
+        conv.weight.shape,
+        _at_least_float32(grad_outputs),
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+    )
+
+
+@torch.no_grad()
+def adaptive_weight(reconstruction_gradient: Tensor, gan_gradient: Tensor, cap: float) -> Tensor:
+    """Factor on the generator's loss that makes it pull the last layer as hard as reconstruction does.
+
+    Esser et al. 2021 (arXiv 2012.09841), eq. 7: ‖∇rec‖ / (‖∇gan‖ + 10⁻⁶), at most `cap`.
+
+    Args:
+        reconstruction_gradient: at the decoder's last weight, of any shape; of the whole batch, so summed over
+            micro-batches and processes first.
+        gan_gradient: the same of the generator's loss, before any weight.
+        cap: positive.
+
+    Returns:
+        0-dim, without gradient. NaN where either gradient is not finite: the loss then shows it, and the cap does not
+        hide it.
+
+    Raises:
+        ValueError: for a cap that is not positive.
+    """
+    if not cap > 0:
+        raise ValueError(f"cap must be positive, got {cap}")
+    reconstruction, gan = (
+        torch.linalg.vector_norm(_at_least_float32(gradient)) for gradient in (reconstruction_gradient, gan_gradient)
+    )
+    weight = (reconstruction / (gan + 1e-6)).clamp(max=cap)
+    return torch.where(torch.isfinite(reconstruction + gan), weight, torch.nan)

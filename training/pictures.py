@@ -1,0 +1,152 @@
+"""Where training pictures come from: one of four kinds of sources, opened as numbered pictures or as a stream."""
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image
+
+from lgq_hf import LGQImageProcessor
+from lgq_hf.pictures import find_pictures, read_picture
+
+if TYPE_CHECKING:
+    from training.dataset_pictures import PictureStream
+
+KINDS = ("corpus", "folder", "dataset", "parquet")
+# Where a folder or file is named like this, splits are told by names, and one that no name tells does not exist.
+_SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "eval", "test", "testing"})
+_PROCESSOR = LGQImageProcessor()
+
+
+class Pictures(Protocol):
+    """Pictures by number. Reading depends on the number alone, so that any process may read any of them."""
+
+    def __len__(self) -> int:
+        """How many there are, with those that cannot be read."""
+
+    def name(self, index: int) -> str:
+        """What messages call picture `index`; no other one has the same name."""
+
+    def read(self, index: int) -> Image.Image:
+        """Picture `index`, upright and RGB; raises ValueError with a reason of one line where it cannot be read."""
+
+
+class FilePictures:
+    """Pictures in files, by name; the class `Pictures` says what it offers."""
+
+    def __init__(self, files: Sequence[Path], names: Sequence[str]) -> None:
+        self.files, self.names = files, names
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """The file's name within its source."""
+        return self.names[index]
+
+    def read(self, index: int) -> Image.Image:
+        """The picture as RGB; raises ValueError with the reason where it cannot be read."""
+        return to_rgb(read_picture(self.files[index]))
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture as RGB of 8 bits, by the rules of `LGQImageProcessor` (transparency over white, 16 bits rounded).
+
+    Raises:
+        ValueError: a mode whose range is not known, in one line.
+    """
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture
+    pixels_3HW = _PROCESSOR.process_image(picture, do_convert_rgb=True, do_rescale=True)
+    return Image.fromarray(np.ascontiguousarray(pixels_3HW.transpose(1, 2, 0)))
+
+
+def open_source(
+    kind: str,
+    path: str | Path,
+    split: str,
+    *,
+    image_column: str = "image",
+    streaming: bool = False,
+    revision: str | None = None,
+    name: str | None = None,
+    shuffle_buffer: int = 10_000,
+    seed: int = 0,
+) -> "Pictures | PictureStream":
+    """Opens one split of a source of pictures; none is decoded yet.
+
+    Args:
+        kind: "corpus": a folder that `training.corpus` built. "folder": pictures below a folder, in sorted order.
+            "dataset": a folder written by `save_to_disk` of Hugging Face datasets, or what its `load_dataset` takes.
+            "parquet": a file, folder or glob of parquet files, on this machine.
+        path: of the source, or a dataset's name on the Hub.
+        split: for "folder" the subfolder of that name. For "parquet" the files named `<split>-*.parquet` or
+            `<split>.parquet`. Where no name tells a split, "train" is everything.
+        image_column: of datasets and parquet: encoded pictures (datasets' Image, or bytes) or paths of files.
+        streaming: a `PictureStream` instead of `Pictures`, for "dataset" and "parquet".
+        revision: commit, branch or tag of a dataset on the Hub.
+        name: configuration of a dataset that has several.
+        shuffle_buffer: pictures among which a stream draws the next one; all of them are kept in memory, undecoded.
+        seed: of a stream's shuffling.
+
+    Raises:
+        FileNotFoundError: there is no such corpus, folder or parquet file.
+        ValueError: the split, column or kind does not exist, or an option does not belong to this kind.
+        ModuleNotFoundError: "dataset" and "parquet" without the package datasets.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {list(KINDS)}, got {kind!r}")
+    if kind != "dataset" and (revision or name):
+        raise ValueError(f"revision and name are for kind 'dataset', got {revision=} and {name=} with kind {kind!r}")
+    if kind in ("corpus", "folder"):
+        if streaming:
+            raise ValueError(f"streaming is for kind 'dataset' and 'parquet', got kind {kind!r}: leave it out")
+        return _open_corpus(Path(path), split) if kind == "corpus" else _open_folder(Path(path), split)
+    from training import dataset_pictures  # which imports this file, and datasets where it is needed
+
+    if kind == "dataset":
+        dataset = dataset_pictures.load_split(str(path), split, name=name, revision=revision, streaming=streaming)
+    else:
+        dataset = dataset_pictures.load_parquet(str(path), split, streaming=streaming)
+    label = f"{path} ({split})"
+    if streaming:
+        return dataset_pictures.PictureStream(dataset, image_column, label, shuffle_buffer=shuffle_buffer, seed=seed)
+    return dataset_pictures.DatasetPictures(dataset, image_column, label, split)
+
+
+def tells_splits(names: Collection[str]) -> bool:
+    """Whether one of `names` is that of a split: then a split that is not among them does not exist."""
+    return not _SPLITS.isdisjoint(names)
+
+
+def _open_corpus(corpus: Path, split: str) -> FilePictures:
+    """The pictures of one split in the manifest's order."""
+    manifest = corpus / "manifest.jsonl"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"no manifest.jsonl in {corpus}: build a corpus with `python -m training.corpus`")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    names = [row["file"] for row in rows if row["split"] == split]
+    if not names:
+        raise ValueError(f"split '{split}' of {corpus} is empty; it has {sorted({row['split'] for row in rows})}")
+    return FilePictures([corpus / name for name in names], names)
+
+
+def _open_folder(folder: Path, split: str) -> FilePictures:
+    """The pictures below `folder/split`, or below `folder` where that is all there is."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: path must be a folder of pictures")
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if split in folders:
+        folder = folder / split
+    elif split != "train" or tells_splits(folders):
+        raise ValueError(
+            f"no folder '{split}' in {folder}, where there are {folders}: put the pictures of this split into "
+            f"{folder / split}, or give another path or split"
+        )
+    sources, failures = find_pictures([str(folder)])
+    if failures:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in failures)
+        raise ValueError(f"{folder} cannot be searched to its end: {listed}")
+    return FilePictures([source.path for source in sources], [source.name for source in sources])

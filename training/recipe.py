@@ -1,0 +1,382 @@
+"""The recipe of a run: everything that decides its result, as typed fields that a YAML file fills.
+
+Steps are optimizer steps everywhere. Nothing depends on how many processes share the work: `batch_size` counts the
+pictures of one optimizer step over all of them.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub.dataclasses import strict
+
+from training.schedules import LearningRateSchedule, TemperatureSchedule
+
+Number = float | int
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+
+@strict
+@dataclasses.dataclass
+class Data:
+    """Where pictures come from and how they are cut; see `pictures.py` and `crops.py`.
+
+    Attributes:
+        kind: `"corpus"` (built by `training.corpus`), `"folder"`, `"dataset"` (of Hugging Face, saved or by name),
+            `"parquet"`.
+        path: folder, name or glob of it; `name` is a dataset's configuration, `revision` its commit.
+        validation_path: where the validation split is, if not at `path`.
+        streaming: read a dataset or parquet from its beginning, shuffled within `shuffle_buffer` pictures.
+        crop: `"scaled"`: a square of `image_size` to `max_scale * image_size` pixels. `"resized"`: a share `area` of
+            the picture with an aspect ratio in `aspect`. `"center"`: the picture's middle, always the same.
+        flip: how often a crop is mirrored.
+        max_broken: share of broken pictures above which the run stops (ten are always borne).
+        num_workers: processes (threads for streams) that read ahead, for each process of the run.
+    """
+
+    kind: Literal["corpus", "folder", "dataset", "parquet"] = "corpus"
+    path: str = "corpus"
+    name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    validation_path: str | None = None
+    validation_split: str = "validation"
+    image_column: str = "image"
+    streaming: bool = False
+    shuffle_buffer: int = 10_000
+    crop: Literal["scaled", "resized", "center"] = "scaled"
+    max_scale: Number = 2.0
+    area: list[Number] = dataclasses.field(default_factory=lambda: [0.5, 1.0])
+    aspect: list[Number] = dataclasses.field(default_factory=lambda: [0.75, 4 / 3])
+    flip: Number = 0.5
+    max_broken: Number = 0.01
+    num_workers: int = 2
+
+    def validate_ranges(self) -> None:
+        """Refuses crops that would be enlarged, and ranges upside down (`ValueError`)."""
+        if self.max_scale < 1:
+            raise ValueError(f"data.max_scale must be at least 1, got {self.max_scale}")
+        for field, largest in (("area", 1.0), ("aspect", float("inf"))):
+            values = getattr(self, field)
+            if len(values) != 2 or not 0 < values[0] <= values[1] <= largest:
+                raise ValueError(f"data.{field} must be [low, high] with 0 < low <= high <= {largest}, got {values}")
+        for field in ("flip", "max_broken"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"data.{field} must lie in [0, 1], got {getattr(self, field)}")
+        if self.num_workers < 0 or self.shuffle_buffer < 1:
+            raise ValueError("data.num_workers must be 0 or more and data.shuffle_buffer at least 1")
+        if self.streaming and self.kind not in ("dataset", "parquet"):
+            raise ValueError(f"data.streaming is for kind 'dataset' and 'parquet', got '{self.kind}'")
+
+
+@strict
+@dataclasses.dataclass
+class Loss:
+    """What a reconstruction is compared by. Pixel terms are taken in the processor's normalised space.
+
+    Attributes:
+        perceptual: network of the perceptual term; `"lpips-vgg16"` needs the files `vgg_weights` and `lpips_heads`.
+    """
+
+    pixel: Literal["l1", "l2"] = "l1"
+    pixel_weight: Number = 1.0
+    perceptual: Literal["none", "efficientnet-lite0", "lpips-vgg16"] = "none"
+    perceptual_weight: Number = 1.0
+    vgg_weights: str | None = None
+    lpips_heads: str | None = None
+
+    def validate_weights(self) -> None:
+        """Refuses negative weights and LPIPS without its files (`ValueError`)."""
+        if self.pixel_weight < 0 or self.perceptual_weight < 0:
+            raise ValueError("loss.pixel_weight and loss.perceptual_weight must be 0 or more")
+        if self.perceptual == "lpips-vgg16" and not (self.vgg_weights and self.lpips_heads):
+            raise ValueError("loss.perceptual=lpips-vgg16 needs the files loss.vgg_weights and loss.lpips_heads")
+
+
+@strict
+@dataclasses.dataclass
+class Discriminator:
+    """The PatchGAN. It learns from step `start`; the model hears of it `warmup` steps later, louder over `ramp` steps.
+
+    Attributes:
+        weight: of the adversarial term; 0: no discriminator.
+        adaptive: multiply the weight by the ratio of gradient norms at the decoder's last layer (Esser et al. 2021,
+            eq. 7), at most `adaptive_cap`. The ratio is the previous step's, so that it can be taken over all
+            micro-batches and processes.
+        lecam: weight of LeCAM's regularizer (Tseng et al. 2021).
+    """
+
+    weight: Number = 0.0
+    start: int = 0
+    warmup: int = 0
+    ramp: int = 0
+    adaptive: bool = True
+    adaptive_cap: Number = 1e4
+    norm: Literal["spectral", "group", "none"] = "spectral"
+    base_channels: int = 64
+    num_layers: int = 3
+    lecam: Number = 0.0
+    learning_rate: Number = 1e-4
+    betas: list[Number] = dataclasses.field(default_factory=lambda: [0.5, 0.9])
+    weight_decay: Number = 0.0
+
+    def validate_ranges(self) -> None:
+        """Refuses negative weights and steps (`ValueError`)."""
+        for field in ("weight", "start", "warmup", "ramp", "lecam", "adaptive_cap", "learning_rate", "weight_decay"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"discriminator.{field} must be 0 or more, got {getattr(self, field)}")
+        _check_betas("discriminator.betas", self.betas)
+
+
+@strict
+@dataclasses.dataclass
+class Quantizer:
+    """How the codebook starts and how the assignment hardens.
+
+    Attributes:
+        init_method: how codes are placed on the latents of `init_pictures` training crops, pooled over all processes.
+        init_vectors: at most so many of these latents are used.
+        learning_rate_scale: factor on the learning rate of the quantizer's parameters.
+        temperature_steps: steps from the first temperature to the last; 0 for all of them.
+    """
+
+    init_method: Literal["random", "uniform", "gaussian", "kmeans"] = "kmeans"
+    init_pictures: int = 256
+    init_vectors: int = 1_048_576
+    learning_rate_scale: Number = 1.0
+    temperature_start: Number = 1.0
+    temperature_end: Number = 0.1
+    temperature_schedule: TemperatureSchedule = "linear"
+    temperature_steps: int = 0
+
+    def validate_ranges(self) -> None:
+        """Refuses temperatures and counts that are not positive (`ValueError`)."""
+        for field in ("init_pictures", "init_vectors", "temperature_start", "temperature_end"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"quantizer.{field} must be positive, got {getattr(self, field)}")
+        if self.temperature_steps < 0 or self.learning_rate_scale < 0:
+            raise ValueError("quantizer.temperature_steps and learning_rate_scale must be 0 or more")
+
+
+@strict
+@dataclasses.dataclass
+class Optimizer:
+    """AdamW: linear warm-up, then `schedule` down to `end_factor` times the rate.
+
+    Attributes:
+        learning_rate: for `batch_size` as given; it is not scaled.
+        ema_decay: of the moving average of the weights that is validated and published; 0: the weights themselves.
+    """
+
+    learning_rate: Number = 1e-4
+    betas: list[Number] = dataclasses.field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: Number = 0.01
+    warmup_steps: int = 1000
+    schedule: LearningRateSchedule = "cosine"
+    end_factor: Number = 0.0
+    max_grad_norm: Number = 1.0
+    ema_decay: Number = 0.999
+
+    def validate_ranges(self) -> None:
+        """Refuses values out of range (`ValueError`)."""
+        _check_betas("optimizer.betas", self.betas)
+        for field in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"optimizer.{field} must be positive, got {getattr(self, field)}")
+        if self.warmup_steps < 0 or self.weight_decay < 0:
+            raise ValueError("optimizer.warmup_steps and optimizer.weight_decay must be 0 or more")
+        for field in ("ema_decay", "end_factor"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"optimizer.{field} must lie in [0, 1), got {getattr(self, field)}")
+
+
+@strict
+@dataclasses.dataclass
+class Engine:
+    """How the work is done. Results differ by rounding alone.
+
+    Attributes:
+        micro_batch_size: pictures of one pass of one process; 0: as many as it has to do in a step.
+        mixed_precision: of convolutions; the quantizer computes in fp32 always.
+        compile: `torch.compile` for encoder, decoder and discriminator.
+    """
+
+    micro_batch_size: int = 0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = True
+    compile: bool = False
+    gradient_checkpointing: bool = False
+
+
+@strict
+@dataclasses.dataclass
+class Validation:
+    """What is measured every `every` steps, on the averaged weights and centre crops of validation pictures.
+
+    Attributes:
+        frechet: extractor of the Fréchet distance.
+        best: metric by which `best/` is chosen.
+        sheet: pictures on the sheet of reconstructions.
+    """
+
+    every: int = 1000
+    pictures: int = 256
+    batch_size: int = 16
+    perceptual: Literal["none", "efficientnet-lite0", "lpips-vgg16"] = "none"
+    frechet: Literal["none", "efficientnet-lite0"] = "none"
+    best: Literal["psnr", "ssim", "perceptual", "frechet"] = "psnr"
+    sheet: int = 8
+
+    def validate_ranges(self) -> None:
+        """Refuses counts below one, and a choice by what is not measured (`ValueError`)."""
+        _check_counts("validation.", self, ("every", "pictures", "batch_size", "sheet"))
+        if self.best in ("perceptual", "frechet") and getattr(self, self.best) == "none":
+            raise ValueError(f"validation.best={self.best} needs validation.{self.best} to be set")
+
+
+@strict
+@dataclasses.dataclass
+class Report:
+    """What a run writes besides. `tracker` needs its package: `lgq_hf[tensorboard]`, `lgq_hf[trackio]`."""
+
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    checkpoints_kept: int = 2
+    tracker: Literal["none", "tensorboard", "trackio"] = "none"
+    project: str = "lgq"
+
+    def validate_ranges(self) -> None:
+        """Refuses counts below one (`ValueError`)."""
+        _check_counts("report.", self, ("log_every", "checkpoint_every", "checkpoints_kept"))
+
+
+@strict
+@dataclasses.dataclass
+class Recipe:
+    """One run. `model` and `processor` are the fields of `LGQConfig` and `LGQImageProcessor` that differ from default.
+
+    Attributes:
+        batch_size: pictures of one optimizer step, over all processes and micro-batches.
+        image_size: side of a training crop, in pixels.
+        start_from: folder of a model whose tensors of the same name and shape are taken over at step 0; the codebook
+            is placed anew. `None` for random weights.
+    """
+
+    output_dir: str
+    max_steps: int
+    batch_size: int
+    image_size: int
+    seed: int = 0
+    start_from: str | None = None
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    processor: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data: Data = dataclasses.field(default_factory=Data)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    discriminator: Discriminator = dataclasses.field(default_factory=Discriminator)
+    quantizer: Quantizer = dataclasses.field(default_factory=Quantizer)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    engine: Engine = dataclasses.field(default_factory=Engine)
+    validation: Validation = dataclasses.field(default_factory=Validation)
+    report: Report = dataclasses.field(default_factory=Report)
+
+    def validate_ranges(self) -> None:
+        """Refuses counts below one (`ValueError`)."""
+        _check_counts("", self, ("max_steps", "batch_size", "image_size"))
+
+    def micro_batches(self, num_processes: int) -> tuple[int, int]:
+        """(pictures, passes): what one process does in one optimizer step.
+
+        Raises:
+            ValueError: where `batch_size` cannot be shared equally.
+        """
+        share, rest = divmod(self.batch_size, num_processes)
+        size = self.engine.micro_batch_size or share
+        if rest or size < 1 or share % size:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be shared by {num_processes} processes in passes of {size}: it "
+                f"must be a multiple of {num_processes} x engine.micro_batch_size"
+            )
+        return size, share // size
+
+
+_SECTIONS = {field.name: field.type for field in dataclasses.fields(Recipe) if dataclasses.is_dataclass(field.type)}
+
+
+def _check_counts(prefix: str, section: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(section, name) < 1:
+            raise ValueError(f"{prefix}{name} must be at least 1, got {getattr(section, name)}")
+
+
+def _check_betas(name: str, betas: list[Number]) -> None:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"{name} must be two values in [0, 1), got {betas}")
+
+
+def _numbers(value: Any) -> Any:
+    """1e-4 is a text to YAML 1.1; here it is a number."""
+    if isinstance(value, dict):
+        return {key: _numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+def _known(kind: Any, values: dict[str, Any], where: str) -> dict[str, Any]:
+    fields = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must hold fields, got {values!r}")
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"unknown keys {unknown} in {where}; known: {fields}")
+    return values
+
+
+def recipe_from(values: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """A recipe from nested plain values, as in its YAML file.
+
+    Raises:
+        ValueError: for unknown or missing keys, or values out of range.
+        StrictDataclassFieldValidationError: for a value of a wrong type.
+    """
+    values = dict(_known(Recipe, _numbers(values), where))
+    required = {
+        field.name for field in dataclasses.fields(Recipe) if field.default is field.default_factory
+    }  # both are MISSING
+    if missing := sorted(required - set(values)):
+        raise ValueError(f"{where} lacks {missing}")
+    for name, kind in _SECTIONS.items():
+        if name in values:
+            values[name] = kind(**_known(kind, values[name] or {}, f"{name} of {where}"))  # type: ignore[operator]
+    return Recipe(**values)
+
+
+def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
+    """A recipe from a YAML file and `key=value` or `section.key=value` overrides (values are YAML too).
+
+    Raises:
+        ValueError: as `recipe_from`, or for an override without `=`.
+    """
+    values = yaml.safe_load(Path(path).read_text()) or {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ValueError(f"expected key=value, got '{override}'")
+        *parents, leaf = key.split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = yaml.safe_load(value)
+    return recipe_from(values, str(path))
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """All fields by dotted name, such as `optimizer.learning_rate`; `model` and `processor` are one field each."""
+    fields: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(recipe).items():
+        if name in _SECTIONS:
+            fields |= {f"{name}.{key}": entry for key, entry in value.items()}
+        else:
+            fields[name] = value
+    return fields

@@ -1,0 +1,339 @@
+"""One optimizer step of the tokenizer and its discriminator, and what is measured of it.
+
+The model's graph is walked back once. Losses that look at the picture give their gradients with respect to the
+*picture*, which are added up there; so they can be weighed against each other at the decoder's last layer without
+keeping the graph, and none of them reaches the discriminator.
+
+Results do not depend on how a step is shared: every mean is over all micro-batches and processes, the usage term
+included (see `Quantizer.soft_usage`). Nothing here waits for the device; `take_window` and `failure` do.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lgq_hf import LGQModel
+from training.discriminator import PatchDiscriminator
+from training.ema import ExponentialAverage
+from training.losses import (
+    LeCam,
+    adaptive_weight,
+    conv_weight_gradient,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    pixel_loss,
+)
+from training.optimizers import (
+    discriminator_optimizer,
+    gradients_norm,
+    model_optimizer,
+    set_learning_rate,
+    step_unless,
+)
+from training.recipe import Recipe
+from training.schedules import ramp, temperature_at
+from training.window import Window
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, gradients pass through the module and reach none of its parameters."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+def _at_least_fp32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class TrainingStep:
+    """The networks of a run, their optimizers, and `__call__`: one optimizer step.
+
+    Args:
+        accelerator: places and wraps the networks; its own mixed precision must be off.
+        model: with its codebook placed, on the device.
+        perceptual: a frozen distance `(a, b) -> (B,)` of pictures in [0, 1], or `None`.
+        mean, std: of the processor, by which the model's pixels become pictures in [0, 1].
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        recipe: Recipe,
+        model: LGQModel,
+        perceptual: nn.Module | None,
+        mean: list[float],
+        std: list[float],
+    ) -> None:
+        self.accelerator, self.recipe, self.model, self.perceptual = accelerator, recipe, model, perceptual
+        self.device = accelerator.device
+        self.memory_format = torch.channels_last if recipe.engine.channels_last else torch.contiguous_format
+        self.mean, self.std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (mean, std))
+        self.wrapped, optimizer = accelerator.prepare(model, model_optimizer(model, recipe))
+        self.optimizer: torch.optim.AdamW = optimizer.optimizer
+        decay = recipe.optimizer.ema_decay
+        self.average = ExponentialAverage(model, decay) if decay else None
+        self.discriminator: PatchDiscriminator | None = None
+        self.lecam = LeCam().to(self.device, model.dtype)
+        if recipe.discriminator.weight:
+            settings = recipe.discriminator
+            self.discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, settings.norm)
+            self.discriminator.to(self.device, model.dtype).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+            self.wrapped_discriminator, optimizer = accelerator.prepare(
+                self.discriminator, discriminator_optimizer(self.discriminator, settings)
+            )
+            self.discriminator_optimizer: torch.optim.AdamW = optimizer.optimizer
+        self._compile()
+        fp16 = recipe.engine.mixed_precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
+        self.adaptive = torch.zeros((), device=self.device)
+        self.failed_step = torch.full((), -1, device=self.device)
+        self.schedule: dict[str, float] = {}
+        self.window = Window(model.config.codebook_size, self.device)
+        self.values: dict[str, Tensor] = {}
+        model.quantizer.register_forward_hook(self._keep_latents)
+        model.decoder.out.register_forward_pre_hook(self._keep_last_input)
+
+    def _compile(self) -> None:
+        if not self.recipe.engine.compile:
+            return
+        self.model.encoder.compile()
+        self.model.decoder.features = torch.compile(self.model.decoder.features)  # type: ignore[method-assign]
+        if self.discriminator is not None:
+            self.discriminator.compile()
+
+    def _keep_latents(self, quantizer: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
+        self.latents, self.codes = inputs[0].detach(), output.codes
+
+    def _keep_last_input(self, out: nn.Module, inputs: tuple[Tensor]) -> None:
+        self.last_input = inputs[0].detach()
+
+    @property
+    def published(self) -> LGQModel:
+        """The model that is validated and saved: the average of the weights, or the weights."""
+        return self.model if self.average is None else self.average.average  # type: ignore[return-value]
+
+    def autocast(self) -> Any:
+        """Mixed precision as the recipe says."""
+        dtype = _AUTOCAST.get(self.recipe.engine.mixed_precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def picture(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) as the model has them -> a picture in [0, 1], where the model keeps to it."""
+        return pixel_values * self.std + self.mean
+
+    def __call__(self, micro_batches: list[Tensor], step: int, *, measure: bool = False) -> None:
+        """One optimizer step from equally large passes of `pixel_values` (B, 3, H, W), on the device.
+
+        Args:
+            step: optimizer steps done before.
+            measure: also take the straight-through estimator's gain, at the price of one more pass of the quantizer.
+        """
+        recipe = self.recipe
+        self.values = {}
+        factor = set_learning_rate(self.optimizer, recipe, step)
+        settings = recipe.quantizer
+        temperature = temperature_at(
+            step,
+            start=settings.temperature_start,
+            end=settings.temperature_end,
+            steps=settings.temperature_steps or recipe.max_steps,
+            schedule=settings.temperature_schedule,
+        )
+        self.model.quantizer.set_temperature(temperature)
+        self.schedule = {"lr_factor": factor, "temperature": temperature}
+        gan = recipe.discriminator
+        learning = self.discriminator is not None and step >= gan.start
+        heard = learning and step >= gan.start + gan.warmup
+        if learning:
+            set_learning_rate(self.discriminator_optimizer, recipe, step)
+            loudness = gan.weight * ramp(step, start=gan.start + gan.warmup, length=gan.ramp)
+            self.gan_weight = loudness * (self.adaptive if gan.adaptive else torch.ones_like(self.adaptive))
+            self.values["gan_weight"] = self.gan_weight
+        count = len(micro_batches)
+        self.last_layer: list[Tensor] = []
+        self._foresee_usage(micro_batches)
+        decoded = []
+        for index, pixels in enumerate(micro_batches):
+            last = index == count - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                decoded.append(self._model_pass(pixels, count, heard, measure and last))
+        if learning:  # after all of the model's passes, which see one and the same discriminator
+            for index, pair in enumerate(zip(micro_batches, decoded, strict=True)):
+                last = index == count - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_discriminator):
+                    self._discriminator_pass(*pair, count, first=index == 0)
+        self._apply(step, learning)
+
+    def _add(self, name: str, value: Tensor, count: int) -> None:
+        share = value.detach().float() / count
+        self.values[name] = self.values[name] + share if name in self.values else share
+
+    def _foresee_usage(self, micro_batches: list[Tensor]) -> None:
+        """Where a step has several passes, the usage over all of them, which no pass could know."""
+        quantizer = self.model.quantizer
+        quantizer.step_usage = None
+        if len(micro_batches) == 1:
+            return
+        with torch.no_grad(), self.autocast():
+            first = quantizer.soft_usage(self.model.latents(micro_batches[0]))
+            if first is None:
+                return
+            sums = first
+            for pixels in micro_batches[1:]:
+                more = quantizer.soft_usage(self.model.latents(pixels)) or []
+                sums = [total + usage for total, usage in zip(sums, more, strict=True)]
+        quantizer.step_usage = [total / len(micro_batches) for total in sums]
+
+    def _model_pass(self, pixels: Tensor, count: int, heard: bool, measure: bool) -> Tensor:
+        """Forward and backward of the model; returns what it decoded, without gradient."""
+        loss_settings = self.recipe.loss
+        with self.autocast():
+            output = self.wrapped(pixels)
+        self.window.count(output.image_tokens)
+        decoded = _at_least_fp32(output.decoded_pixel_values)
+        seen = decoded.detach().requires_grad_()
+        scale = self.scaler.scale(torch.ones((), device=self.device)) / count
+        pixel = pixel_loss(loss_settings.pixel, seen, pixels)
+        reconstruction = loss_settings.pixel_weight * pixel
+        self._add(f"{loss_settings.pixel}_loss", pixel, count)
+        if self.perceptual is not None:
+            with self.autocast():
+                perceptual = self.perceptual(self.picture(seen), self.picture(pixels)).mean()
+            reconstruction = reconstruction + loss_settings.perceptual_weight * perceptual
+            self._add("perceptual_loss", perceptual, count)
+        (gradient,) = torch.autograd.grad(reconstruction * scale, seen)
+        loss = reconstruction.detach() + output.embedding_loss.detach()
+        if heard:
+            weighted, gan_gradient = self._adversarial(seen, gradient, scale, count)
+            gradient, loss = gradient + gan_gradient, loss + weighted
+        at_codes: list[Tensor] = []
+        if measure:
+            self.codes.register_hook(at_codes.append)
+        torch.autograd.backward([decoded, output.embedding_loss], [gradient, scale])
+        for gradient in at_codes:
+            self._measure_gain(gradient)
+        self._add("loss", loss, count)
+        self._add("embedding_loss", output.embedding_loss, count)
+        for name, value in output.statistics.items():
+            if name not in ("perplexity", "codebook_usage"):  # of one pass alone; the run counts over many
+                self._add(name, value, count)
+        return seen.detach()
+
+    def _adversarial(self, seen: Tensor, reconstruction: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The weighted term and its gradient at the picture; remembers both gradients at the last layer."""
+        discriminator = self.discriminator
+        assert discriminator is not None
+        with frozen(discriminator), self.autocast():
+            discriminator.eval()
+            adversarial = hinge_generator_loss(discriminator(2 * self.picture(seen) - 1))
+            (gradient,) = torch.autograd.grad(adversarial * scale, seen)
+        self._add("gan_loss", adversarial, count)
+        if self.recipe.discriminator.adaptive:
+            out = self.model.decoder.out
+            pair = [conv_weight_gradient(self.last_input, g, out) for g in (reconstruction, gradient)]
+            self.last_layer = [a + b for a, b in zip(self.last_layer, pair, strict=True)] if self.last_layer else pair
+        return self.gan_weight * adversarial.detach(), self.gan_weight * gradient
+
+    def _discriminator_pass(self, pixels: Tensor, decoded: Tensor, count: int, *, first: bool) -> None:
+        """The discriminator on the same pictures; real and decoded go through it at once."""
+        self.wrapped_discriminator.train(first)  # spectral norm iterates once a step
+        both = 2 * self.picture(torch.cat([pixels, decoded])) - 1
+        with self.autocast():
+            logits = self.wrapped_discriminator(both.contiguous(memory_format=self.memory_format))
+        real, fake = _at_least_fp32(logits).chunk(2)
+        loss = hinge_discriminator_loss(real, fake)
+        self._add("discriminator_loss", loss, count)
+        if self.recipe.discriminator.lecam:
+            penalty = self.lecam.regularizer(real, fake)
+            self._add("lecam_loss", penalty, count)
+            loss = loss + self.recipe.discriminator.lecam * penalty
+        (self.scaler.scale(loss) / count).backward()
+        self._add("logits_real", real.mean(), count)
+        self._add("logits_fake", fake.mean(), count)
+
+    def _measure_gain(self, gradient: Tensor) -> None:
+        """What the encoder gets of the decoder's gradient at the codes: ratio of norms, token by token."""
+        latents = _at_least_fp32(self.latents).requires_grad_()
+        (passed,) = torch.autograd.grad(self.model.quantizer(latents).codes, latents, gradient)
+        gain = passed.norm(dim=1) / gradient.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        self.window.last = {"straight_through_gain": gain.mean(), "straight_through_gain_median": gain.median()}
+
+    def _apply(self, step: int, learning: bool) -> None:
+        """Clips, decides on the device whether this step may be taken, and takes it or not."""
+        max_norm = self.recipe.optimizer.max_grad_norm
+        self.scaler.unscale_(self.optimizer)
+        norm = gradients_norm(self.model.parameters(), max_norm)
+        finite = norm.isfinite()
+        self.values["grad_norm"] = norm
+        if learning and self.discriminator is not None:
+            self.scaler.unscale_(self.discriminator_optimizer)
+            norm = gradients_norm(self.discriminator.parameters(), max_norm)
+            finite = finite & norm.isfinite()
+            self.values["discriminator_grad_norm"] = norm
+        loss_is_finite = self._share(learning).isfinite()
+        # a gradient beyond fp16 only lowers the scale
+        fails = ~loss_is_finite if self.scaler.is_enabled() else ~(loss_is_finite & finite)
+        self.failed_step = torch.where(fails & (self.failed_step < 0), step, self.failed_step)
+        skip = (self.failed_step >= 0) | ~finite
+        step_unless(skip, self.optimizer)
+        if learning:
+            step_unless(skip, self.discriminator_optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model, step, keep=skip)
+        self.window.add(self.values)
+
+    def _share(self, learning: bool) -> Tensor:
+        """What all processes must know of each other, in one message; returns the mean loss."""
+        parts = [self.values["loss"].view(1)]
+        if learning:
+            parts += [self.values["logits_real"].view(1), self.values["logits_fake"].view(1)]
+            parts += [gradient.flatten() for gradient in self.last_layer]
+        together = torch.cat(parts)
+        if self.accelerator.num_processes > 1:
+            together = self.accelerator.reduce(together, reduction="mean")
+        if learning:
+            if self.recipe.discriminator.lecam:
+                self.lecam.update(together[1], together[2])
+            if self.last_layer:
+                reconstruction, adversarial = together[3:].chunk(2)
+                ratio = adaptive_weight(reconstruction, adversarial, cap=self.recipe.discriminator.adaptive_cap)
+                self.adaptive = torch.where(ratio.isfinite(), ratio, self.adaptive)
+        return together[0]
+
+    def failure(self) -> int | None:
+        """The first step that was not taken because its loss or gradient was not finite; waits for the device."""
+        step = int(self.failed_step)
+        return step if step >= 0 else None
+
+    def take_window(self) -> tuple[dict[str, float], Tensor]:
+        """See [`Window.take`]; waits for the device. With the values of the schedules at the last step."""
+        values, counts = self.window.take(self.accelerator)
+        return {**self.schedule, **values}, counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but weights and moments, which the accelerator saves, and the window: take it before."""
+        return {
+            "average": None if self.average is None else self.average.state_dict(),
+            "lecam": self.lecam.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "adaptive": self.adaptive,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.lecam.load_state_dict(state["lecam"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.adaptive = state["adaptive"].to(self.device)

@@ -1,0 +1,43 @@
+"""What is measured of the steps between two rows of the log: sums on the device, which nobody waits for until then."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from lgq_hf.metrics.codebook import count_tokens
+
+
+class Window:
+    """Sums over steps, how often each of `codebook_size` tokens was used, and what was measured at one step alone."""
+
+    def __init__(self, codebook_size: int, device: torch.device) -> None:
+        self.codebook_size, self.device = codebook_size, device
+        self._start()
+
+    def _start(self) -> None:
+        self.steps = 0
+        self.sums: dict[str, Tensor] = {}
+        self.last: dict[str, Tensor] = {}
+        self.token_counts = torch.zeros(self.codebook_size, dtype=torch.int64, device=self.device)
+
+    def count(self, image_tokens: Tensor) -> None:
+        """Counts tokens of any shape."""
+        self.token_counts += count_tokens(image_tokens, self.codebook_size)
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Adds one step's 0-dim values; a name may be missing in some steps, and counts 0 there."""
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def take(self, accelerator: Accelerator) -> tuple[dict[str, float], Tensor]:
+        """Means over steps and processes, and the tokens' counts (K,) int64 summed over processes; begins anew."""
+        means = {name: total / self.steps for name, total in self.sums.items()} | self.last
+        names = sorted(means)
+        values = torch.stack([means[name].float() for name in names])
+        counts = self.token_counts
+        if accelerator.num_processes > 1:
+            values = accelerator.reduce(values, reduction="mean")
+            counts = accelerator.reduce(counts, reduction="sum")
+        self._start()
+        return dict(zip(names, values.tolist(), strict=True)), counts
