@@ -4,7 +4,7 @@ import atexit
 import itertools
 import signal
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from training.pictures import Pictures
 from training.samples import MOST_IN_A_ROW, Batch, cut, make_batch, none_readable
 
 _Key = tuple[int, int]  # (epoch, index)
-_with_workers: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+_with_workers: weakref.WeakSet[Any] = weakref.WeakSet()  # torch's iterators
 
 
 def numbered_batches(
@@ -46,10 +46,19 @@ def numbered_batches(
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # without one, torch's global generator would be moved
     )
-    batches = (batch for batch in loader)
-    if num_workers:
-        _with_workers.add(batches)
-    return batches
+    iterator: Any = iter(loader)
+    if not num_workers:
+        return iterator
+    _with_workers.add(iterator)
+    return _and_end_workers(iterator)
+
+
+def _and_end_workers(iterator: Any) -> Iterator[Batch]:
+    """What a torch iterator gives; its workers end with this one, even if the traceback of an error holds it."""
+    try:
+        yield from iterator
+    finally:
+        iterator._shutdown_workers()  # torch has no public name for it, and leaves it to __del__
 
 
 class _Samples(Dataset[Batch]):
@@ -103,5 +112,5 @@ def _ignore_signals(_: int) -> None:
 @atexit.register
 def _end_workers() -> None:
     """At exit multiprocessing sends SIGTERM to workers that are left, and waits: they must be gone before."""
-    for batches in list(_with_workers):
-        batches.close()
+    for iterator in list(_with_workers):
+        iterator._shutdown_workers()

@@ -136,13 +136,14 @@ class Quantizer:
     """How the codebook starts and how the assignment hardens.
 
     Attributes:
-        init_method: how codes are placed on the latents of `init_pictures` training crops, pooled over all processes.
+        init_method: how codes are placed on the latents of `init_pictures` training crops, pooled over all processes;
+            `"keep"`: they stay as the model in `start_from` has them.
         init_vectors: at most so many of these latents are used.
         learning_rate_scale: factor on the learning rate of the quantizer's parameters.
         temperature_steps: steps from the first temperature to the last; 0 for all of them.
     """
 
-    init_method: Literal["random", "uniform", "gaussian", "kmeans"] = "kmeans"
+    init_method: Literal["random", "uniform", "gaussian", "kmeans", "keep"] = "kmeans"
     init_pictures: int = 256
     init_vectors: int = 1_048_576
     learning_rate_scale: Number = 1.0
@@ -260,8 +261,9 @@ class Recipe:
     Attributes:
         batch_size: pictures of one optimizer step, over all processes and micro-batches.
         image_size: side of a training crop, in pixels.
-        start_from: folder of a model whose tensors of the same name and shape are taken over at step 0; the codebook
-            is placed anew. `None` for random weights.
+        start_from: folder of a model whose tensors of the same name and shape are taken over at step 0, and those of
+            `discriminator.safetensors` beside it where this run has one of the same shape. The codebook is placed
+            anew, unless `quantizer.init_method` is `"keep"`. `None` for random weights.
     """
 
     output_dir: str
@@ -284,6 +286,8 @@ class Recipe:
     def validate_ranges(self) -> None:
         """Refuses counts below one (`ValueError`)."""
         _check_counts("", self, ("max_steps", "batch_size", "image_size"))
+        if self.quantizer.init_method == "keep" and not self.start_from:
+            raise ValueError("quantizer.init_method=keep needs start_from: there is no codebook to keep")
 
     def micro_batches(self, num_processes: int) -> tuple[int, int]:
         """(pictures, passes): what one process does in one optimizer step.

@@ -62,6 +62,7 @@ class TrainingStep:
         accelerator: places and wraps the networks; its own mixed precision must be off.
         model: with its codebook placed, on the device.
         perceptual: a frozen distance `(a, b) -> (B,)` of pictures in [0, 1], or `None`.
+        discriminator: on the device, or `None` where the recipe has none.
         mean, std: of the processor, by which the model's pixels become pictures in [0, 1].
     """
 
@@ -71,6 +72,7 @@ class TrainingStep:
         recipe: Recipe,
         model: LGQModel,
         perceptual: nn.Module | None,
+        discriminator: PatchDiscriminator | None,
         mean: list[float],
         std: list[float],
     ) -> None:
@@ -82,14 +84,11 @@ class TrainingStep:
         self.optimizer: torch.optim.AdamW = optimizer.optimizer
         decay = recipe.optimizer.ema_decay
         self.average = ExponentialAverage(model, decay) if decay else None
-        self.discriminator: PatchDiscriminator | None = None
+        self.discriminator = discriminator
         self.lecam = LeCam().to(self.device, model.dtype)
-        if recipe.discriminator.weight:
-            settings = recipe.discriminator
-            self.discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, settings.norm)
-            self.discriminator.to(self.device, model.dtype).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if discriminator is not None:
             self.wrapped_discriminator, optimizer = accelerator.prepare(
-                self.discriminator, discriminator_optimizer(self.discriminator, settings)
+                discriminator, discriminator_optimizer(discriminator, recipe.discriminator)
             )
             self.discriminator_optimizer: torch.optim.AdamW = optimizer.optimizer
         self._compile()

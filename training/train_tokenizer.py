@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
@@ -32,6 +34,7 @@ from lgq_hf.metrics.perceptual import build_perceptual
 from lgq_hf.provenance import provenance
 from training.broken import BrokenPictures
 from training.crops import Crop, center_crop, resized_crop, scaled_crop
+from training.discriminator import PatchDiscriminator
 from training.loader import training_batches, validation_batches
 from training.log import Clock, RunLog, check_tracker, read_csv, usage_warning
 from training.pictures import open_source
@@ -50,19 +53,18 @@ class Terminated(Exception):
     """The run was asked to end, and has written a checkpoint."""
 
 
-def take_over(model: LGQModel, folder: str) -> str:
-    """Copies the tensors of the model in `folder` that have the same name and shape in `model`; returns how many.
+def take_over(network: nn.Module, tensors: dict[str, Tensor], where: str) -> str:
+    """Copies the tensors that have the same name and shape in `network`; returns how many, as a sentence.
 
     Raises:
         ValueError: where not one tensor fits.
     """
-    source, target = LGQModel.from_pretrained(folder).state_dict(), model.state_dict()
-    shapes = {name: tensor.shape for name, tensor in target.items()}
-    fitting = {name: tensor for name, tensor in source.items() if tensor.shape == shapes.get(name)}
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    fitting = {name: tensor for name, tensor in tensors.items() if tensor.shape == shapes.get(name)}
     if not fitting:
-        raise ValueError(f"no tensor of {folder} has the name and shape of one of this model's")
-    model.load_state_dict(fitting, strict=False)
-    return f"took over {len(fitting)} of {len(target)} tensors from {folder}"
+        raise ValueError(f"no tensor of {where} has the name and shape of one of this network's")
+    network.load_state_dict(fitting, strict=False)
+    return f"took over {len(fitting)} of {len(shapes)} tensors from {where}"
 
 
 def crop_of(data: Data, size: int) -> Crop:
@@ -89,6 +91,7 @@ class Run:
             project_dir=str(self.output),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        self._check_launch()
         self.micro_batch_size, self.passes = recipe.micro_batches(self.accelerator.num_processes)
         self.checkpoint, _ = newest_checkpoint(self.output)
         run_on_main(
@@ -113,6 +116,20 @@ class Run:
             self.accelerator.load_state(str(self.checkpoint))
         self.validator = self._validator()
         self.terminate = False
+
+    def _check_launch(self) -> None:
+        """Refuses what `accelerate launch` can be told and a run would not do (`ValueError`)."""
+        if self.accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise ValueError(f"{self.accelerator.distributed_type} is not supported: choose multi-GPU (DDP)")
+        told = {
+            "ACCELERATE_MIXED_PRECISION": ("no", self.recipe.engine.mixed_precision, "engine.mixed_precision"),
+            "ACCELERATE_DYNAMO_BACKEND": ("no", "inductor" if self.recipe.engine.compile else "no", "engine.compile"),
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "1", "engine.micro_batch_size"),
+        }
+        for name, (default, recipe, field) in told.items():
+            value = os.environ.get(name, default).lower()
+            if value not in (default, recipe):
+                raise ValueError(f"accelerate was launched with {name}={value}: say so in the recipe, by {field}")
 
     def _source(self, split: str) -> Any:
         data = self.recipe.data
@@ -150,13 +167,28 @@ class Run:
             model = model.to(memory_format=torch.channels_last)
         if recipe.engine.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        discriminator = self._discriminator()
         if self.checkpoint is None:
             if recipe.start_from:
-                self.accelerator.print(take_over(model, recipe.start_from))
-            self._place_codebook(model)
+                source = LGQModel.from_pretrained(recipe.start_from)
+                self.accelerator.print(take_over(model, source.state_dict(), recipe.start_from))
+                weights = Path(recipe.start_from) / "discriminator.safetensors"
+                if discriminator is not None and weights.is_file():
+                    self.accelerator.print(take_over(discriminator, load_file(weights), str(weights)))
+            if recipe.quantizer.init_method != "keep":
+                self._place_codebook(model)
         self.perceptual = self._perceptual(recipe.loss.perceptual)
         mean, std = (list(getattr(self.processor, name)) for name in ("image_mean", "image_std"))
-        return TrainingStep(self.accelerator, recipe, model, self.perceptual, mean, std)
+        return TrainingStep(self.accelerator, recipe, model, self.perceptual, discriminator, mean, std)
+
+    def _discriminator(self) -> PatchDiscriminator | None:
+        settings = self.recipe.discriminator
+        if not settings.weight:
+            return None
+        discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, settings.norm)
+        if self.recipe.engine.channels_last:
+            discriminator = discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return discriminator.to(self.accelerator.device)
 
     def _perceptual(self, name: str) -> nn.Module | None:
         if name == "none":

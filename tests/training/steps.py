@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from lgq_hf import LGQConfig, LGQModel
+from training.discriminator import PatchDiscriminator
 from training.recipe import Recipe, recipe_from
 from training.step import TrainingStep
 
@@ -58,7 +59,11 @@ def make(recipe: Recipe, *, dtype: torch.dtype = torch.float32, perceptual: Any 
     if dtype == torch.float64:
         model.quantizer.double()
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    return TrainingStep(accelerator, recipe, model, perceptual, [0.5] * 3, [0.5] * 3)
+    settings = recipe.discriminator
+    discriminator = None
+    if settings.weight:
+        discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, settings.norm).to(dtype)
+    return TrainingStep(accelerator, recipe, model, perceptual, discriminator, [0.5] * 3, [0.5] * 3)
 
 
 def pictures(dtype: torch.dtype = torch.float32, steps: int = STEPS) -> list[Tensor]:

@@ -67,8 +67,10 @@ def test_accumulation_changes_nothing_in_fp32_beyond_rounding() -> None:
         step = steps.make(steps.changed())
         results.append((steps.run(step, steps.pictures(), size), steps.weights(step)))
     assert_same_rows(results[0][0], results[1][0], 2e-4)
-    # Adam divides a gradient by its own size, so where one is nothing but rounding, so is its step of up to the rate
-    assert_same(results[0][1], results[1][1], 2e-3)
+    # Adam divides a gradient by its own size: where one is nothing but rounding, its step is up to the whole rate
+    differences = [(a - results[1][1][name]).abs().flatten() for name, a in results[0][1].items()]
+    assert torch.cat(differences).max() < steps.STEPS * 1e-3
+    assert (torch.cat(differences) > 1e-4).float().mean() < 0.01
 
 
 @pytest.mark.slow

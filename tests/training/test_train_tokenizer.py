@@ -275,11 +275,43 @@ def test_the_tiny_recipe_with_everything_on(corpus: Path, tmp_path: Path) -> Non
     assert LGQTokenizer.from_pretrained(tmp_path / "run" / "final").config.codebook_size == 512
 
 
-def test_taking_over_copies_what_fits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variable", "value", "field"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "engine.mixed_precision"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "engine.compile"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "engine.micro_batch_size"),
+    ],
+)
+def test_what_the_launcher_is_told_must_be_in_the_recipe(
+    variable: str, value: str, field: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{variable}={value.lower()}: say so in the recipe, by {field}"):
+        main(["--config", str(recipe)])
+
+
+def test_a_run_goes_on_from_what_another_published(recipe: Path, tmp_path: Path) -> None:
+    main(["--config", str(recipe)])
+    forget_processes()
+    first = tmp_path / "run" / "final"
+    more = ("quantizer.init_method=keep", "optimizer.learning_rate=1e-12", "discriminator.learning_rate=1e-12")
+    arguments = ["--config", str(recipe), f"start_from={first}", f"output_dir={tmp_path / 'more'}", "max_steps=5"]
+    main([*arguments, *more, "optimizer.ema_decay=0", "quantizer.learning_rate_scale=0"])
+    for name, parts in (("model", ("encoder.", "quantizer.centers")), ("discriminator", ("layers.0.bias",))):
+        a, b = (load_file(folder / f"{name}.safetensors") for folder in (first, tmp_path / "more" / "final"))
+        chosen = [key for key in a if key.startswith(parts)]
+        assert chosen
+        for key in chosen:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-6, atol=1e-9)
+
+
+def test_taking_over_copies_what_fits() -> None:
     source = LGQModel(LGQConfig(**MODEL))
-    source.save_pretrained(tmp_path)
     wider = LGQModel(LGQConfig(**MODEL | {"latent_channels": 8, "code_dim": 4}))
-    assert take_over(wider, str(tmp_path)).startswith("took over ")
+    assert take_over(wider, source.state_dict(), "a folder").startswith("took over ")
+    with pytest.raises(ValueError, match="no tensor of a file has the name and shape of one of this network's"):
+        take_over(wider, {"encoder.stem.weight": torch.zeros(3)}, "a file")
     assert torch.equal(wider.encoder.stem.weight, source.encoder.stem.weight)
     assert torch.equal(wider.quantizer.centers, source.quantizer.centers)
     assert wider.encoder.to_emb.weight.shape != source.encoder.to_emb.weight.shape

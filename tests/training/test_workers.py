@@ -13,7 +13,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import signal, sys, time
-from functools import partial
 from lgq_hf import LGQImageProcessor
 from training.crops import scaled_crop
 from training.loader import training_batches
@@ -22,7 +21,13 @@ from training.pictures import open_source
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
 pictures = open_source("corpus", sys.argv[1], "train")
-crop = partial(scaled_crop, size=64)
+mode = sys.argv[2]
+
+def crop(picture, rng):
+    if mode == "crop fails":
+        raise RuntimeError("in a worker")
+    return scaled_crop(picture, rng, size=64)
+
 batches = training_batches(pictures, crop, LGQImageProcessor(), batch_size=16, seed=0, num_workers=2)
 next(batches)
 print("ready", flush=True)
@@ -31,7 +36,7 @@ while not told:
 for _ in range(20):  # more than was read ahead
     next(batches)
 print("saved", flush=True)
-if len(sys.argv) > 2:
+if mode == "end fails":
     raise RuntimeError("with its workers alive")
 """
 
@@ -50,12 +55,12 @@ def alive(group: int) -> list[int]:
 
 
 @pytest.fixture
-def start(corpus: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(corpus: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     """Starts the program above as a group of its own; what is left of it in the end is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", PROGRAM, str(corpus), *words]
+    def run(mode: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROGRAM, str(corpus), mode]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe, start_new_session=True)
         started.append(process)
@@ -70,8 +75,8 @@ def start(corpus: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
-def test_signals_to_the_group_and_to_the_process(start: Callable[..., subprocess.Popen[str]]) -> None:
-    told, failing, killed = start(), start("fail"), start()
+def test_signals_to_the_group_and_to_the_process(start: Callable[[str], subprocess.Popen[str]]) -> None:
+    told, failing, killed = (start(mode) for mode in ("end", "end fails", "is killed"))
     for process in (told, failing, killed):
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         assert len(alive(process.pid)) == 3
@@ -87,3 +92,13 @@ def test_signals_to_the_group_and_to_the_process(start: Callable[..., subprocess
     while alive(killed.pid) and time.monotonic() < until:
         time.sleep(0.1)
     assert alive(killed.pid) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
+def test_an_error_in_a_worker_ends_the_process(start: Callable[[str], subprocess.Popen[str]]) -> None:
+    process = start("crop fails")
+    output, errors = process.communicate(timeout=60)  # the traceback holds the iterator until the end
+    assert (output, process.returncode) == ("", 1)
+    assert errors.endswith("RuntimeError: in a worker\n\n")
+    assert alive(process.pid) == []
