@@ -9,6 +9,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from lgq_hf import LGQConfig, LGQModel
 from training.discriminator import PatchDiscriminator
@@ -100,12 +101,23 @@ def forget_processes() -> None:
 
 
 def main(folder: Path) -> None:
-    """Trains on this rank's half of each batch, and leaves rows and weights in `rank-<r>.pt`."""
-    step = make(changed(), dtype=torch.float64)
-    rank = step.accelerator.process_index
-    halves = [batch.chunk(2)[rank] for batch in pictures(torch.float64)]
-    rows = run(step, halves, 4)
-    torch.save({"rows": rows, "weights": weights(step)}, folder / f"rank-{rank}.pt")
+    """Trains on this rank's half of each batch, once whole and once in two passes; leaves it in `rank-<r>.pt`."""
+    found: dict[str, Any] = {}
+    for size in (4, 2):
+        step = make(changed(), dtype=torch.float64)
+        rank = step.accelerator.process_index
+        messages = []
+
+        def count(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+            messages.append(bucket.index())  # noqa: B023
+            return allreduce_hook(state, bucket)
+
+        for wrapped in (step.wrapped, step.wrapped_discriminator):
+            wrapped.register_comm_hook(None, count)
+        halves = [batch.chunk(2)[rank] for batch in pictures(torch.float64)]
+        rows = run(step, halves, size)
+        found[f"passes of {size}"] = {"rows": rows, "weights": weights(step), "messages": len(messages)}
+    torch.save(found, folder / f"rank-{rank}.pt")
     del step  # its reducers must go before the processes part, or the last one waits for ever now and then
     dist.barrier()
     dist.destroy_process_group()

@@ -82,10 +82,14 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     whole = steps.make(steps.changed(), dtype=torch.float64)
     rows = steps.run(whole, steps.pictures(torch.float64), 8)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
-    for name, tensor in ranks[0]["weights"].items():
-        assert torch.equal(tensor, ranks[1]["weights"][name]), name
-    assert_same_rows(ranks[0]["rows"], rows, 1e-6)
-    assert_same(ranks[0]["weights"], steps.weights(whole), 1e-6)
+    for passes, first in ranks[0].items():
+        for name, tensor in first["weights"].items():
+            assert torch.equal(tensor, ranks[1][passes]["weights"][name]), name
+        assert_same_rows(first["rows"], rows, 1e-6)
+        assert_same(first["weights"], steps.weights(whole), 1e-6)
+    # gradients are sent once a step, however many passes it has
+    assert len({first["messages"] for first in ranks[0].values()}) == 1
+    assert ranks[0]["passes of 4"]["messages"] == steps.STEPS + (steps.STEPS - 1)  # the discriminator's begin at step 1
 
 
 def _keep_gradients(step: TrainingStep, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Tensor]]:
@@ -236,6 +240,17 @@ def test_a_step_never_waits_for_the_device(precision: str, monkeypatch: pytest.M
     with waits:
         step.failure()
     assert waits.count > 0
+
+
+def test_compiled_parts_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the graphs that torch.compile captures, run by torch's own kernels."""
+    compile_function = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_function(function, backend="aot_eager"))
+    results = []
+    for compiled in (False, True):
+        step = steps.make(steps.changed(engine={"compile": compiled}))
+        results.append(steps.run(step, steps.pictures(), 4))
+    assert_same_rows(*results, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
