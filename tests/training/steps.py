@@ -1,5 +1,9 @@
-"""A small training step for the tests, the same in every process that makes it; run as a program, one of two ranks."""
+"""A small training step for the tests, the same in every process that makes it.
 
+As a program: `steps.py FOLDER` is one of two ranks; `python -m tests.training.steps golden` records the golden curve.
+"""
+
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +12,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from lgq_hf import LGQConfig, LGQModel
@@ -17,6 +21,7 @@ from training.recipe import Recipe, recipe_from
 from training.step import TrainingStep
 
 STEPS = 6
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "training" / "golden_curve.json"
 VALUES: dict[str, Any] = {
     "output_dir": "unused",
     "max_steps": 20,
@@ -100,6 +105,20 @@ def forget_processes() -> None:
     AcceleratorState._reset_state(True)
 
 
+class Blur(nn.Module):
+    """A perceptual distance that costs nothing: of blurred pictures."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = (nn.functional.avg_pool2d(x, 4) for x in (a, b))
+        return (a - b).square().mean(dim=(1, 2, 3))
+
+
+def golden_curve() -> list[dict[str, float]]:
+    """What 20 steps with every term of the loss say."""
+    step = make(changed(quantizer={"temperature_start": 0.7}), perceptual=Blur())
+    return run(step, pictures(steps=20), 4)
+
+
 def main(folder: Path) -> None:
     """Trains on this rank's half of each batch, once whole and once in two passes; leaves it in `rank-<r>.pt`."""
     found: dict[str, Any] = {}
@@ -124,4 +143,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "golden":
+        rows = [{name: float(f"{value:.6g}") for name, value in row.items()} for row in golden_curve()]
+        GOLDEN.write_text(json.dumps(rows, indent=0) + "\n")
+    else:
+        main(Path(sys.argv[1]))

@@ -38,21 +38,13 @@ def assert_same_rows(a: list[dict[str, float]], b: list[dict[str, float]], toler
         assert left == pytest.approx(right, rel=tolerance, abs=tolerance)
 
 
-class Blur(nn.Module):
-    """A perceptual distance that costs nothing: of blurred pictures."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        a, b = (nn.functional.avg_pool2d(x, 4) for x in (a, b))
-        return (a - b).square().mean(dim=(1, 2, 3))
-
-
 @pytest.mark.parametrize("estimator", ["soft", "identity"])
 @pytest.mark.parametrize("micro_batch_size", [4, 1])
 def test_accumulation_changes_nothing(estimator: str, micro_batch_size: int) -> None:
     recipe = steps.changed(model={"straight_through": estimator}, loss={"perceptual_weight": 0.3})
     results = []
     for size in (8, micro_batch_size):
-        step = steps.make(recipe, dtype=torch.float64, perceptual=Blur())
+        step = steps.make(recipe, dtype=torch.float64, perceptual=steps.Blur())
         rows = steps.run(step, steps.pictures(torch.float64), size)
         results.append((rows, steps.weights(step)))
     assert_same_rows(results[0][0], results[1][0], 1e-6)
@@ -89,7 +81,9 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert_same(first["weights"], steps.weights(whole), 1e-6)
     # gradients are sent once a step, however many passes it has
     assert len({first["messages"] for first in ranks[0].values()}) == 1
-    assert ranks[0]["passes of 4"]["messages"] == steps.STEPS + (steps.STEPS - 1)  # the discriminator's begin at step 1
+    assert ranks[0]["passes of 4"]["messages"] == steps.STEPS + (
+        steps.STEPS - 1
+    )  # one starts late
 
 
 def _keep_gradients(step: TrainingStep, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Tensor]]:
@@ -113,7 +107,7 @@ def test_each_loss_reaches_its_own_network_alone(monkeypatch: pytest.MonkeyPatch
     recipe = steps.changed(
         optimizer={"max_grad_norm": 1e9}, discriminator={"start": 0, "warmup": 0, "ramp": 0, "adaptive": False}
     )
-    step = steps.make(recipe, dtype=torch.float64, perceptual=Blur())
+    step = steps.make(recipe, dtype=torch.float64, perceptual=steps.Blur())
     pixels = steps.pictures(torch.float64)[0]
     kept = _keep_gradients(step, monkeypatch)
     step([pixels], 0)
@@ -124,7 +118,7 @@ def test_each_loss_reaches_its_own_network_alone(monkeypatch: pytest.MonkeyPatch
     step.discriminator.eval()  # the power iteration of the step stands
     generator = (
         pixel_loss("l1", decoded, pixels)
-        + Blur()(picture, (pixels + 1) / 2).mean()
+        + steps.Blur()(picture, (pixels + 1) / 2).mean()
         + output.embedding_loss
         + 0.5 * hinge_generator_loss(step.discriminator(decoded))
     )
@@ -332,10 +326,7 @@ def test_overfits_eight_pictures() -> None:
 
 def test_golden_curve() -> None:
     """Losses of 20 steps on a CPU as they were recorded; a change here is a change of what runs compute."""
-    path = Path(__file__).parents[1] / "fixtures" / "training" / "golden_curve.json"
-    step = steps.make(steps.changed(quantizer={"temperature_start": 0.7}), perceptual=Blur())
-    rows = steps.run(step, steps.pictures(steps=20), 4)
-    recorded = json.loads(path.read_text())
+    rows, recorded = steps.golden_curve(), json.loads(steps.GOLDEN.read_text())
     assert len(recorded) == 20 and recorded[0].keys() == rows[0].keys()
     for number, (row, wanted) in enumerate(zip(rows, recorded, strict=True)):
         assert row == pytest.approx(wanted, rel=5e-3, abs=1e-4), number
