@@ -37,3 +37,9 @@ def load(name: str, side: int = 256) -> Image.Image:
     """One photograph as RGB, its shorter side resized to `side` (LANCZOS) and the centre square cut out."""
     with Image.open(folder() / name) as picture:
         return ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+
+
+def shorter_side(name: str) -> int:
+    """Pixels of a photograph's shorter side, as it is stored."""
+    with Image.open(folder() / name) as picture:
+        return min(picture.size)

@@ -1,75 +1,42 @@
-"""Measures the assignment op against what it replaces, and writes benchmarks/results/assignment_*.json.
+"""Measures one thing, and writes benchmarks/results/<thing>_<device>.json.
 
-    python -m benchmarks.run assignment [--device cpu|cuda] [--quick] [--only CASE ...]
+    python -m benchmarks.run assignment [--device cpu|cuda] [--quick] [--only CASE ...] [--provider PROVIDER ...]
+    python -m benchmarks.run training_step [--device cpu|cuda] [--quick] [--variant VARIANT ...]
 
-Exits with status 1 where a provider was refused: its results are wrong, and it is not timed.
+assignment: the assignment op against what it replaces. training_step: an optimizer step of the trainer, where its time
+goes, and what the loader delivers. Exits with status 1 where something was refused: its results are wrong, and it is
+not timed.
 """
 
 import argparse
-import os
-import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks import memory
 from benchmarks.assignment import CASES, EAGER, GATE_PROTOCOL, PROVIDERS, Case, temperature
 from benchmarks.results_file import RESULTS, write_result
-from lgq_hf.provenance import provenance
-from benchmarks.worker import TIMING, Bench, Isolated, Rates, Timing
-
-Row = dict[str, Any]
-
-
-class Worker(Protocol):
-    """[`benchmarks.worker.Isolated`] or `Local`."""
-
-    def call(self, name: str) -> Row:
-        """What the method of that name answers."""
-
-    def close(self) -> None:
-        """Ends it."""
-
-
-def _failed(answer: Row) -> bool:
-    return "unavailable" in answer or "out_of_memory" in answer
+from benchmarks.rounds import Row, Worker, begin, check_machine, failed, gpu_rates, result_name, time_in_turns
+from benchmarks.run_training_step import run_training_step
+from benchmarks.timed import Timing
+from benchmarks.training_step import VARIANTS
+from benchmarks.worker import TIMING, Bench, Isolated
 
 
 def _admit(worker: Worker) -> Row:
     """The row of a provider up to its timing: passed the gate and measured its memory, or the reason why not."""
     gate = worker.call("gate")
-    if _failed(gate):
+    if failed(gate):
         return gate
     failures = gate.pop("failures")
     if failures:
         return {"refused": "; ".join(failures), "gate": gate}
     return {**worker.call("prepare"), "gate": gate}
-
-
-def _time(workers: dict[str, Worker], rows: dict[str, Row], timing: Timing) -> None:
-    """Rounds of all workers in turn, so that what else the machine does meets all alike; adds the times to `rows`."""
-    times: dict[str, list[float]] = {provider: [] for provider in workers}
-    for _ in range(timing.rounds):
-        for provider in list(workers):
-            done = times[provider]
-            if sum(done) >= 1000 * timing.enough_s and len(done) >= timing.fewest:
-                continue
-            answer = workers[provider].call("round")
-            if _failed(answer):
-                rows[provider] = answer
-                workers.pop(provider).close()
-            else:
-                done += answer["ms"]
-    for provider in workers:
-        percentiles = np.percentile(times[provider], (20, 50, 80))
-        rows[provider]["ms"] = dict(zip(("p20", "p50", "p80"), map(float, percentiles), strict=True))
-        rows[provider]["calls"] = len(times[provider])
 
 
 def measure_case(case: Case, providers: Iterable[str], start: Callable[[Case, str], Worker], timing: Timing) -> Row:
@@ -82,7 +49,7 @@ def measure_case(case: Case, providers: Iterable[str], start: Callable[[Case, st
             rows[provider] = _admit(worker)
             if "peak_mib" not in rows[provider]:
                 workers.pop(provider).close()
-        _time(workers, rows, timing)
+        time_in_turns(workers, rows, timing)
     finally:
         for worker in workers.values():
             worker.close()
@@ -130,19 +97,8 @@ def protocol(device: str, timing: Timing, cases: Iterable[Case], limit_bytes: in
     }
 
 
-def result_name(device: str, quick: bool) -> str:
-    """assignment_cpu or assignment_cuda_<GPU>; quick runs have a name that nothing renders."""
-    where = device
-    if device == "cuda":
-        where += "_" + re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-    return f"quick_assignment_{where}" if quick else f"assignment_{where}"
-
-
 def _choose(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[list[Case], list[str]]:
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here; run on a machine with one, or with --device cpu")
-    if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        parser.error("TRITON_INTERPRET is set, so kernels would be interpreted: unset it to measure them")
+    check_machine(arguments, parser)
     cases = CASES["quick" if arguments.quick else arguments.device]
     names = [case.name for case in cases]
     if unknown := set(arguments.only or ()) - set(names):
@@ -159,24 +115,12 @@ def run_assignment(arguments: argparse.Namespace, parser: argparse.ArgumentParse
     cases, chosen = _choose(arguments, parser)
     device = arguments.device
     timing = TIMING["quick" if arguments.quick else device]
-    limit_bytes = None
-    if device == "cpu":
-        gib = arguments.memory_gib
-        limit_bytes = int(gib * 2**30) if gib is not None else memory.available_bytes() * 3 // 4
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    provenance()  # where it fails, it should before anything is measured
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        print(
-            f"this machine is busy (load average {load:.1f}): times will be too long, those of several threads most",
-            file=sys.stderr,
-        )
+    load, limit_bytes = begin(arguments)
     result: Row = {"protocol": protocol(device, timing, cases, limit_bytes), "seed": arguments.seed}
     result |= {"load_average": load, "cases": {}}
-    name = result_name(device, arguments.quick)
+    name = result_name("assignment", device, arguments.quick)
     if device == "cuda":
-        result["gpu_rates"] = rates = _rates()
+        result["gpu_rates"] = rates = gpu_rates()
     settings = (device, arguments.seed, timing, torch.get_num_threads(), limit_bytes)
     for case in cases:
         providers = [provider for provider in PROVIDERS[case.op] if provider in chosen]
@@ -192,33 +136,35 @@ def run_assignment(arguments: argparse.Namespace, parser: argparse.ArgumentParse
     return int(any("refused" in row for row in rows))
 
 
-def _rates() -> dict[str, float]:
-    worker = Isolated(Rates)
-    rates = worker.call("rates")
-    worker.close()
-    if _failed(rates):
-        raise RuntimeError(f"could not measure the GPU's own rates: {rates}")
-    print("  ".join(f"{name} {value:.1f}" for name, value in rates.items()), flush=True)
-    return rates
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The command's, and that of each thing that it measures."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    common.add_argument("--quick", action="store_true", help="small shapes, to see that everything works")
+    common.add_argument(
+        "--threads", type=int, help="of the CPU; one is measurable on a busy machine too (torch's default)"
+    )
+    common.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="of the inputs; drawn if not given")
+    common.add_argument(
+        "--memory-gib", type=float, help="by which a process may grow on the CPU (3/4 of what is free)"
+    )
+    common.add_argument("--output", type=Path, default=RESULTS, help="folder for the result")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    things = parser.add_subparsers(dest="what", required=True)
+    assignment = things.add_parser("assignment", parents=[common], help="the assignment op")
+    assignment.add_argument("--only", nargs="+", metavar="CASE", help="these cases; the file then holds no others")
+    assignment.add_argument("--provider", nargs="+", metavar="PROVIDER", help="these providers alone")
+    step = things.add_parser("training_step", parents=[common], help="an optimizer step of the trainer")
+    step.add_argument("--variant", nargs="+", choices=list(VARIANTS), help="these beside 'step' alone")
+    return parser, {"assignment": assignment, "training_step": step}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["assignment"])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--quick", action="store_true", help="small shapes, to see that everything works")
-    parser.add_argument("--only", nargs="+", metavar="CASE", help="these cases; the file then holds no others")
-    parser.add_argument("--provider", nargs="+", metavar="PROVIDER", help="these providers alone")
-    parser.add_argument(
-        "--threads", type=int, help="of the CPU; one is measurable on a busy machine too (torch's default)"
-    )
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="of the inputs; drawn if not given")
-    parser.add_argument(
-        "--memory-gib", type=float, help="by which a process may grow on the CPU (3/4 of what is free)"
-    )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the result")
-    return run_assignment(parser.parse_args(arguments), parser)
+    parser, parsers = _parser()
+    chosen = parser.parse_args(arguments)
+    run = {"assignment": run_assignment, "training_step": run_training_step}[chosen.what]
+    return run(chosen, parsers[chosen.what])
 
 
 if __name__ == "__main__":

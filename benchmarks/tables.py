@@ -1,9 +1,11 @@
-"""Renders benchmarks/results/assignment_*.json as Markdown.
+"""Renders results as Markdown, between markers of a text.
 
     python -m benchmarks.tables [FILE] [--check]
 
-In FILE (lgq_hf/kernels/README.md) the text between `<!-- assignment:cpu -->` and `<!-- /assignment:cpu -->` is
-replaced, likewise that of `assignment:cuda`. `--check` changes nothing and fails where it differs from the numbers.
+results/assignment_*.json: between `<!-- assignment:cpu -->` and `<!-- /assignment:cpu -->`, likewise
+`assignment:cuda`. results/training_step_*.json: between `<!-- rendered: training_step -->` and `<!-- end -->`. Without
+FILE, those of lgq_hf/kernels/README.md and, where it has them, docs/training.md. `--check` changes nothing and fails
+where a text differs from the numbers.
 """
 
 import argparse
@@ -14,31 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.assignment import TARGETS, Target
+from benchmarks.markdown import cell, digits, provenance_line, reason_of
 from benchmarks.results_file import RESULTS
+from benchmarks.step_table import BEGIN as STEP_BEGIN
+from benchmarks.step_table import render_step
 
-README = Path(__file__).parents[1] / "lgq_hf" / "kernels" / "README.md"
-_REASONS = ("refused", "out_of_memory", "unavailable")
-
-
-def _digits(value: float) -> str:
-    """Three significant digits, never an exponent."""
-    if value >= 99.95 or value == 0:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if value >= 0.001 else f"{value:.5f}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _reason(row: dict[str, Any] | None) -> str | None:
-    """Why a row has no figures; `None` where it has."""
-    if row is None:
-        return "not measured"
-    for key in _REASONS:
-        if key in row:
-            return f"{key.replace('_', ' ')}: {row[key]}"
-    return None
+ROOT = Path(__file__).parents[1]
+README = ROOT / "lgq_hf" / "kernels" / "README.md"
+TRAINING = ROOT / "docs" / "training.md"
 
 
 def _case_cell(case: dict[str, Any]) -> str:
@@ -48,16 +33,16 @@ def _case_cell(case: dict[str, Any]) -> str:
 
 
 def _row_cells(row: dict[str, Any]) -> list[str]:
-    reason = _reason(row)
+    reason = reason_of(row)
     if reason is not None:
-        return [_cell(reason), "", "", ""]
-    times = " / ".join(_digits(row["ms"][key]) for key in ("p20", "p50", "p80"))
+        return [cell(reason), "", "", ""]
+    times = " / ".join(digits(row["ms"][key]) for key in ("p20", "p50", "p80"))
     speeds = [row[f"speed_against_{name}"] for name in ("reference", "eager")]
-    return [times, _digits(row["peak_mib"]), *("" if speed is None else f"{_digits(speed)}x" for speed in speeds)]
+    return [times, digits(row["peak_mib"]), *("" if speed is None else f"{digits(speed)}x" for speed in speeds)]
 
 
 def _words(target: Target) -> str:
-    limit = _digits(target.limit)
+    limit = digits(target.limit)
     reached = {
         "speed": f"at least {limit}x faster than {target.against}",
         "memory": f"at most 1/{limit} of the memory of {target.against}",
@@ -72,14 +57,14 @@ def judge(target: Target, result: dict[str, Any]) -> tuple[float | None, str]:
     """What was measured of a target (`None`: nothing), and `met`, `missed` or why it is open."""
     cases, growth = result["cases"], target.measure == "growth"
     row = _find(cases, target.case, target.provider)
-    if row is None or _reason(row):
-        return None, f"{target.provider} {_reason(row)}"
+    if row is None or reason_of(row):
+        return None, f"{target.provider} {reason_of(row)}"
     if target.measure in ("memory_mib", "products"):
         value = row["peak_mib" if target.measure == "memory_mib" else "ratio_to_products"]
         return value, "met" if value <= target.limit else "missed"
     other = _find(cases, target.against, target.provider) if growth else _find(cases, target.case, target.against)
-    if other is None or _reason(other):
-        return None, f"{target.against} {_reason(other)}"
+    if other is None or reason_of(other):
+        return None, f"{target.against} {reason_of(other)}"
     if growth:
         codes = cases[target.case]["codes"] / cases[target.against]["codes"]
         value = row["ms"]["p50"] / other["ms"]["p50"] / codes
@@ -110,7 +95,7 @@ def _target_lines(result: dict[str, Any]) -> list[str]:
     lines = ["", "| target | measured | |", "|--|--|--|"]
     for target in targets:
         value, verdict = judge(target, result)
-        lines.append(f"| {_words(target)} | {'' if value is None else _digits(value)} | {_cell(verdict)} |")
+        lines.append(f"| {_words(target)} | {'' if value is None else digits(value)} | {cell(verdict)} |")
     return lines
 
 
@@ -119,26 +104,15 @@ def _product_lines(result: dict[str, Any]) -> list[str]:
     if rates is None:
         return []
     names = {"fp32_tflop_per_s": "fp32", "tf32_tflop_per_s": "TF32", "bf16_tflop_per_s": "bf16"}
-    products = ", ".join(f"{label} {_digits(rates[name])} TFLOP/s" for name, label in names.items())
-    lines = ["", f"This GPU's own rates: {products} (8192^3 products); copy {_digits(rates['copy_gb_per_s'])} GB/s."]
+    products = ", ".join(f"{label} {digits(rates[name])} TFLOP/s" for name, label in names.items())
+    lines = ["", f"This GPU's own rates: {products} (8192^3 products); copy {digits(rates['copy_gb_per_s'])} GB/s."]
     lines += ["", "| case | seven products alone, ms | times that |", "|--|--|--|"]
     for name, case in result["cases"].items():
         if "products_ms" in case:
             rows = case["providers"].items()
-            ratios = [f"{key} {_digits(row['ratio_to_products'])}" for key, row in rows if "ratio_to_products" in row]
-            lines.append(f"| {name} | {_digits(case['products_ms'])} | {', '.join(ratios)} |")
+            ratios = [f"{key} {digits(row['ratio_to_products'])}" for key, row in rows if "ratio_to_products" in row]
+            lines.append(f"| {name} | {digits(case['products_ms'])} | {', '.join(ratios)} |")
     return lines
-
-
-def _provenance_line(result: dict[str, Any]) -> str:
-    hardware, versions = result["hardware"], result["versions"]
-    where = f"{hardware['cpu']}, {hardware['threads']} threads"
-    if "gpu_rates" in result:
-        where = hardware["gpu"]
-    named = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "lgq_hf")
-    if result["load_average"] > 0.5:
-        where += f" (busy: load average {result['load_average']:.1f} before)"
-    return f"Measured on {where} at commit `{result['commit'][:12]}` with {named}; seed {result['seed']}."
 
 
 def assignment_table(result: dict[str, Any]) -> str:
@@ -151,7 +125,7 @@ def assignment_table(result: dict[str, Any]) -> str:
         for provider, row in case["providers"].items():
             lines.append("| " + " | ".join([f"{name}: {_case_cell(case)}", provider, *_row_cells(row)]) + " |")
     lines += ["", "Memory is what a call takes beyond its inputs. For nearest_code, eager is cdist+argmin."]
-    lines += [*_product_lines(result), *_target_lines(result), "", _provenance_line(result)]
+    lines += [*_product_lines(result), *_target_lines(result), "", provenance_line(result)]
     return "\n".join(lines)
 
 
@@ -170,8 +144,9 @@ def render(text: str, results: Path = RESULTS) -> str:
     Raises:
         ValueError: where it has no markers, or a pair of them is not whole.
     """
-    if not re.search(r"<!-- /?assignment:", text):
+    if not re.search(r"<!-- /?assignment:", text) and STEP_BEGIN not in text:
         raise ValueError("no markers: put '<!-- assignment:cpu -->' and '<!-- /assignment:cpu -->' around the table")
+    text = render_step(text, results)
     for device in ("cpu", "cuda"):
         begin, end = f"<!-- assignment:{device} -->", f"<!-- /assignment:{device} -->"
         counts = text.count(begin), text.count(end)
@@ -185,20 +160,29 @@ def render(text: str, results: Path = RESULTS) -> str:
     return text
 
 
+def rendered_files() -> list[Path]:
+    """The texts of this repository that hold tables."""
+    has_step = TRAINING.exists() and STEP_BEGIN in TRAINING.read_text()
+    return [README, TRAINING] if has_step else [README]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 where `--check` finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, nargs="?", default=README)
+    parser.add_argument("file", type=Path, nargs="?", help="with markers")
     parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
     chosen = parser.parse_args(arguments)
-    text = chosen.file.read_text()
-    rendered = render(text)
-    if rendered == text:
-        return 0
-    print(f"{'differs' if chosen.check else 'rendered'}: {chosen.file}")
-    if not chosen.check:
-        chosen.file.write_text(rendered)
-    return int(chosen.check)
+    differ = False
+    for file in [chosen.file] if chosen.file else rendered_files():
+        text = file.read_text()
+        rendered = render(text)
+        if rendered == text:
+            continue
+        differ = True
+        print(f"{'differs' if chosen.check else 'rendered'}: {file}")
+        if not chosen.check:
+            file.write_text(rendered)
+    return int(chosen.check and differ)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,10 @@ def validation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Centre crops of the first `count` pictures that can be read, in the order of the source, without flips.
+    """Centre crops of `count` pictures that can be read, the same ones always, without flips.
+
+    They are the first of numbered pictures in one fixed random order (folders and datasets are sorted, so that the
+    first of them would be of one kind), and the first of a stream.
 
     Of these, process `rank` gets numbers rank, rank + world_size, ...: processes may have one picture more or less
     than others, and their last batch may be smaller, or there may be none. To know which can be read, the first call
@@ -133,7 +136,7 @@ def _first_readable(
     """Name and picture of each of a process's share of the first `count` that can be read."""
     known = _readable.setdefault(pictures, {})
     position = 0
-    for index, (name, read) in enumerate(_in_order(pictures)):
+    for index, (name, read) in enumerate(_in_fixed_order(pictures)):
         own = position % world_size == rank
         if index not in known or (known[index] and own):
             try:
@@ -154,7 +157,7 @@ def _first_readable(
         raise none_readable(broken) if broken else ValueError("the source of validation pictures is empty")
 
 
-def _in_order(
+def _in_fixed_order(
     pictures: Pictures | PictureStream,
 ) -> Iterator[tuple[Callable[[], str], Callable[[], Image.Image]]]:
     """What gives the name, and what reads it, for each picture of a source."""
@@ -162,7 +165,7 @@ def _in_order(
         for stored in pictures.records(None):
             yield partial(stored_name, stored), partial(read_stored, stored)
     else:
-        for index in range(len(pictures)):
+        for index in np.random.default_rng(0).permutation(len(pictures)).tolist():
             yield partial(pictures.name, index), partial(pictures.read, index)
 
 

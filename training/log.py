@@ -1,8 +1,8 @@
 """What a run tells while it goes: CSV files always, a tracker if one is asked for, a progress bar, warnings."""
 
+import contextlib
 import csv
 import importlib.util
-import logging
 import math
 import time
 from pathlib import Path
@@ -10,19 +10,18 @@ from typing import Any
 
 from accelerate import Accelerator
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lgq_hf.files import atomic_file
-
-logger = logging.getLogger(__name__)
 
 _PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio"}
 
 
 class CsvLog:
-    """A CSV file with one row per logged step; the first row decides the columns, and others leave theirs empty.
+    """A CSV file with one row per logged step and a column for each name; what a row lacks stays empty.
 
-    Opening it drops the rows after `step`, and one that was cut short.
+    Opening it drops the rows after `step`, which a resumed run writes anew, and one that was cut short.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -98,21 +97,33 @@ class Clock:
 
 
 class RunLog:
-    """All that is told by the main process; on the others every method does nothing."""
+    """All that is told by the main process; on the others every method does nothing.
+
+    Until `close`, lines of `logging` stand above the progress bar too.
+    """
 
     def __init__(
         self, accelerator: Accelerator, output: Path, step: int, max_steps: int, fields: dict[str, Any]
     ) -> None:
         self.accelerator = accelerator
         self.active = accelerator.is_main_process
-        self.bar = tqdm(total=max_steps, initial=step, disable=not self.active, unit="step", dynamic_ncols=True)
         if self.active:
             self.training = CsvLog(output / "training.csv", step)
             self.validation = CsvLog(output / "validation.csv", step)
         plain = {
             name: value if isinstance(value, (int, float, str, bool)) else str(value) for name, value in fields.items()
         }
-        accelerator.init_trackers(fields["report.project"], config=plain)
+        # a resumed run goes on in its own curves, where a tracker can do that
+        settings: dict[str, dict[str, Any]] = {"trackio": {"name": output.resolve().name}}
+        if step:
+            settings["trackio"]["resume"] = "allow"
+            settings["tensorboard"] = {"purge_step": step + 1}  # hides what was logged after the checkpoint
+        accelerator.init_trackers(fields["report.project"], config=plain, init_kwargs=settings)
+        # trackers print when they start, so the bar comes after them
+        self.bar = tqdm(total=max_steps, initial=step, disable=not self.active, unit="step", dynamic_ncols=True)
+        self.above_the_bar = contextlib.ExitStack()
+        if self.active:
+            self.above_the_bar.enter_context(logging_redirect_tqdm(tqdm_class=tqdm))
 
     def step(self) -> None:
         """Moves the bar by one step."""
@@ -148,6 +159,7 @@ class RunLog:
 
     def close(self) -> None:
         """Ends the bar and the tracker."""
+        self.above_the_bar.close()
         self.bar.close()
         self.accelerator.end_training()
 

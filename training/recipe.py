@@ -1,7 +1,8 @@
 """The recipe of a run: everything that decides its result, as typed fields that a YAML file fills.
 
-Steps are optimizer steps everywhere. Nothing depends on how many processes share the work: `batch_size` counts the
-pictures of one optimizer step over all of them.
+Values of a wrong type and values out of range are refused when a recipe is made, with huggingface_hub's
+`StrictDataclassError`, which carries the reason. Steps are optimizer steps everywhere. Nothing depends on how many
+processes share the work: `batch_size` counts the pictures of one optimizer step over all of them.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ class Data:
     num_workers: int = 2
 
     def validate_ranges(self) -> None:
-        """Refuses crops that would be enlarged, and ranges upside down (`ValueError`)."""
+        """Refuses crops that would be enlarged, and ranges upside down."""
         if self.max_scale < 1:
             raise ValueError(f"data.max_scale must be at least 1, got {self.max_scale}")
         for field, largest in (("area", 1.0), ("aspect", float("inf"))):
@@ -88,7 +89,7 @@ class Loss:
     lpips_heads: str | None = None
 
     def validate_weights(self) -> None:
-        """Refuses negative weights and LPIPS without its files (`ValueError`)."""
+        """Refuses negative weights and LPIPS without its files."""
         if self.pixel_weight < 0 or self.perceptual_weight < 0:
             raise ValueError("loss.pixel_weight and loss.perceptual_weight must be 0 or more")
         if self.perceptual == "lpips-vgg16" and not (self.vgg_weights and self.lpips_heads):
@@ -123,7 +124,7 @@ class Discriminator:
     weight_decay: Number = 0.0
 
     def validate_ranges(self) -> None:
-        """Refuses negative weights and steps (`ValueError`)."""
+        """Refuses negative weights and steps."""
         for field in ("weight", "start", "warmup", "ramp", "lecam", "adaptive_cap", "learning_rate", "weight_decay"):
             if getattr(self, field) < 0:
                 raise ValueError(f"discriminator.{field} must be 0 or more, got {getattr(self, field)}")
@@ -153,7 +154,7 @@ class Quantizer:
     temperature_steps: int = 0
 
     def validate_ranges(self) -> None:
-        """Refuses temperatures and counts that are not positive (`ValueError`)."""
+        """Refuses temperatures and counts that are not positive."""
         for field in ("init_pictures", "init_vectors", "temperature_start", "temperature_end"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"quantizer.{field} must be positive, got {getattr(self, field)}")
@@ -181,13 +182,15 @@ class Optimizer:
     ema_decay: Number = 0.999
 
     def validate_ranges(self) -> None:
-        """Refuses values out of range (`ValueError`)."""
+        """Refuses values out of range."""
         _check_betas("optimizer.betas", self.betas)
         for field in ("learning_rate", "max_grad_norm"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"optimizer.{field} must be positive, got {getattr(self, field)}")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("optimizer.warmup_steps and optimizer.weight_decay must be 0 or more")
+        if self.schedule == "constant" and self.end_factor:
+            raise ValueError(f"optimizer.end_factor={self.end_factor} needs a schedule that falls, got constant")
         for field in ("ema_decay", "end_factor"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"optimizer.{field} must lie in [0, 1), got {getattr(self, field)}")
@@ -231,8 +234,10 @@ class Validation:
     sheet: int = 8
 
     def validate_ranges(self) -> None:
-        """Refuses counts below one, and a choice by what is not measured (`ValueError`)."""
+        """Refuses counts below one, and a choice by what is not measured."""
         _check_counts("validation.", self, ("every", "pictures", "batch_size", "sheet"))
+        if self.frechet != "none" and self.pictures < 2:
+            raise ValueError("validation.frechet needs at least 2 validation.pictures")
         if self.best in ("perceptual", "frechet") and getattr(self, self.best) == "none":
             raise ValueError(f"validation.best={self.best} needs validation.{self.best} to be set")
 
@@ -249,7 +254,7 @@ class Report:
     project: str = "lgq"
 
     def validate_ranges(self) -> None:
-        """Refuses counts below one (`ValueError`)."""
+        """Refuses counts below one."""
         _check_counts("report.", self, ("log_every", "checkpoint_every", "checkpoints_kept"))
 
 
@@ -284,7 +289,7 @@ class Recipe:
     report: Report = dataclasses.field(default_factory=Report)
 
     def validate_ranges(self) -> None:
-        """Refuses counts below one (`ValueError`)."""
+        """Refuses counts below one."""
         _check_counts("", self, ("max_steps", "batch_size", "image_size"))
         if self.quantizer.init_method == "keep" and not self.start_from:
             raise ValueError("quantizer.init_method=keep needs start_from: there is no codebook to keep")
@@ -328,23 +333,25 @@ def _numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
-def _known(kind: Any, values: dict[str, Any], where: str) -> dict[str, Any]:
-    fields = [field.name for field in dataclasses.fields(kind)]
+def _known(kind: Any, values: Any, where: str) -> dict[str, Any]:
+    """`values` with the names of a dataclass's fields, and numbers where they are numbers (not in names of places)."""
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold fields, got {values!r}")
-    if unknown := sorted(set(values) - set(fields)):
-        raise ValueError(f"unknown keys {unknown} in {where}; known: {fields}")
-    return values
+    if unknown := sorted(set(values) - set(types)):
+        raise ValueError(f"unknown keys {unknown} in {where}; known: {list(types)}")
+    numeric = (Number, list[Number], dict[str, Any])
+    return {name: _numbers(value) if types[name] in numeric else value for name, value in values.items()}
 
 
 def recipe_from(values: dict[str, Any], where: str = "the recipe") -> Recipe:
     """A recipe from nested plain values, as in its YAML file.
 
     Raises:
-        ValueError: for unknown or missing keys, or values out of range.
-        StrictDataclassFieldValidationError: for a value of a wrong type.
+        ValueError: for unknown or missing keys.
+        StrictDataclassError: for a value of a wrong type or out of range.
     """
-    values = dict(_known(Recipe, _numbers(values), where))
+    values = _known(Recipe, values, where)
     required = {
         field.name for field in dataclasses.fields(Recipe) if field.default is field.default_factory
     }  # both are MISSING
@@ -352,7 +359,8 @@ def recipe_from(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         raise ValueError(f"{where} lacks {missing}")
     for name, kind in _SECTIONS.items():
         if name in values:
-            values[name] = kind(**_known(kind, values[name] or {}, f"{name} of {where}"))  # type: ignore[operator]
+            section = {} if values[name] is None else values[name]
+            values[name] = kind(**_known(kind, section, f"{name} of {where}"))  # type: ignore[operator]
     return Recipe(**values)
 
 
@@ -370,7 +378,11 @@ def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
         *parents, leaf = key.split(".")
         target = values
         for parent in parents:
-            target = target.setdefault(parent, {})
+            if target.get(parent) is None:
+                target[parent] = {}
+            target = target[parent]
+            if not isinstance(target, dict):
+                raise ValueError(f"{override}: {parent} holds no fields, but {target!r}")
         target[leaf] = yaml.safe_load(value)
     return recipe_from(values, str(path))
 

@@ -6,6 +6,7 @@ The folder loads with `LGQTokenizer.from_pretrained`.
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -40,9 +41,9 @@ def corpus_summary(corpus: Path) -> dict[str, Any]:
 def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe in full, without the places of one machine: local paths keep their last name."""
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    values["output_dir"] = Path(values["output_dir"]).name
+    values["output_dir"] = Path(values["output_dir"]).resolve().name
     if recipe.start_from:
-        values["start_from"] = "/".join(Path(recipe.start_from).parts[-2:])
+        values["start_from"] = "/".join(Path(recipe.start_from).resolve().parts[-2:])
     for section, name in (
         ("data", "path"),
         ("data", "validation_path"),
@@ -55,6 +56,15 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
+def _json(value: Any) -> Any:
+    """The same with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_final(
     folder: Path,
     *,
@@ -64,8 +74,13 @@ def write_final(
     recipe: Recipe,
     results: dict[str, Any],
     logs: list[Path],
+    repo_id: str | None = None,
 ) -> None:
-    """The published folder, as a whole: model, processor, discriminator, recipe, results, logs and card."""
+    """The published folder, as a whole: model, processor, discriminator, recipe, results, logs and card.
+
+    Args:
+        repo_id: of the repository that it will be pushed to, for the card; `None` for a card of the folder itself.
+    """
     with atomic_folder(folder) as temporary:
         model.eval().save_pretrained(temporary)
         processor.save_pretrained(temporary)
@@ -74,46 +89,93 @@ def write_final(
             save_file(tensors, temporary / "discriminator.safetensors", metadata={"format": "pt"})
         (temporary / "recipe.yaml").write_text(yaml.safe_dump(portable_recipe(recipe), sort_keys=False))
         weights = hashlib.sha256((temporary / "model.safetensors").read_bytes()).hexdigest()
-        results = {**results, "weights_sha256": weights}
-        (temporary / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        results = _json({**results, "weights_sha256": weights})
+        (temporary / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
         for log in logs:
             if log.exists():
                 shutil.copyfile(log, temporary / log.name)
-        (temporary / "README.md").write_text(card(results, recipe, has_discriminator=discriminator is not None))
+        text = card(results, recipe, has_discriminator=discriminator is not None, repo_id=repo_id)
+        (temporary / "README.md").write_text(text)
 
 
-def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool) -> str:
+def _measured(row: dict[str, Any], recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """What a row of validation says, by its names: title and value with its unit."""
+    features = f"Fréchet distance of {recipe.validation.frechet} features, {row.get('pictures', 0):.0f} pictures"
+    titles = {
+        "psnr": ("PSNR", "{:.2f} dB"),
+        "ssim": ("SSIM", "{:.4f}"),
+        "perceptual": (f"perceptual distance ({recipe.validation.perceptual})", "{:.4f}"),
+        "frechet": (f"{features}; no FID, which has the features of Inception", "{:.2f}"),
+        "codebook_usage": (f"codes used at least once by {row.get('tokens', 0):,.0f} tokens", "{:.1%}"),
+        "perplexity": ("perplexity of the tokens", "{:,.1f} codes"),
+    }
+    return {
+        name: (title, "not finite" if row[name] is None else form.format(row[name]))
+        for name, (title, form) in titles.items()
+        if name in row
+    }
+
+
+def _best(results: dict[str, Any], recipe: Recipe) -> str:
+    best = results["best"]
+    if best["value"] is None:
+        return ""
+    title, value = _measured({best["metric"]: best["value"]}, recipe)[best["metric"]]
+    title = title.partition(" of ")[0]
+    where = "this is it" if best["step"] == results["steps"] else "the run's folder `best` has that model"
+    return f"The best {title} of the run was {value}, at step {best['step']:,}: {where}."
+
+
+def _data(data: dict[str, Any]) -> str:
+    """What a model was trained on, in words."""
+    if data["kind"] == "corpus":
+        packages = ", ".join(f"{name} ({count:,})" for name, count in data["packages"].items())
+        return (
+            f"Pictures: {data['files']:,} files made of {data['source_pictures']:,} source pictures, by package: "
+            f"{packages}. The manifest's sha256 begins with `{data['manifest_sha256'][:12]}`."
+        )
+    path = data["path"]
+    kinds = {"folder": "the folder", "dataset": "the dataset", "parquet": "the parquet files"}
+    place = f"[{path}](https://huggingface.co/datasets/{path})" if _is_on_hub(data) else f"`{path}`"
+    titles = {"name": "configuration", "revision": "revision", "split": "split"}
+    details = ", ".join(f"{title} `{data[name]}`" for name, title in titles.items() if data[name])
+    return f"Pictures: {kinds[data['kind']]} {place}, {details}."
+
+
+def _is_on_hub(data: dict[str, Any]) -> bool:
+    return data["kind"] == "dataset" and data["path"].count("/") == 1  # local paths are their last name here
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+
+
+def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool, repo_id: str | None = None) -> str:
     """A model card that says what the run knows of its model."""
     last = results["validation"][-1] if results["validation"] else {}
-    names = {
-        "psnr": "PSNR (dB)",
-        "ssim": "SSIM",
-        "perceptual": f"perceptual distance ({recipe.validation.perceptual})",
-        "frechet": f"Fréchet distance ({recipe.validation.frechet}, {last.get('pictures', 0):.0f} pictures; no rFID)",
-        "codebook_usage": f"share of codes used by {last.get('tokens', 0):.0f} tokens",
-        "perplexity": "perplexity (codes)",
-    }
-    table = "\n".join(f"| {title} | {last[name]:.4g} |" for name, title in names.items() if name in last)
-    config = results["model"]
+    rows = [f"| {title} | {value} |" for title, value in _measured(last, recipe).values()]
+    config, hardware, data = results["model"], results["hardware"], results["data"]
+    discriminator = " `discriminator.safetensors` holds the discriminator, to go on training."
     return Template(CARD.read_text()).substitute(
-        name=Path(recipe.output_dir).name,
-        codebook_size=config["codebook_size"],
+        name=repo_id or Path(recipe.output_dir).resolve().name,
+        source=repo_id or ".",
+        datasets=f"datasets:\n- {data['path']}\n" if _is_on_hub(data) else "",
+        codebook_size=f"{config['codebook_size']:,}",
         factor=config["downsampling_factor"],
         parameters=f"{config['parameters']:,}",
-        table=table or "| not measured | |",
-        pictures=f"{last.get('pictures', 0):.0f}",
-        steps=results["steps"],
+        table="\n".join(rows) or "| nothing was measured | |",
+        best=_best(results, recipe),
+        pictures=f"{last.get('pictures', 0):,.0f}",
+        steps=f"{results['steps']:,}",
         batch_size=recipe.batch_size,
         image_size=recipe.image_size,
-        hours=f"{results['hours']:.2f}",
+        duration=_duration(results["hours"]),
         processes=results["processes"],
-        hardware=results["hardware"]["gpu"] or results["hardware"]["cpu"],
+        hardware=hardware["gpu"] or f"{hardware['cpu']} ({hardware['threads']} threads)",
         commit=results["commit"] or "unknown",
-        data=json.dumps(results["data"]),
+        data=_data(data),
         weights="averaged over training" if recipe.optimizer.ema_decay else "those of the last step",
-        discriminator="`discriminator.safetensors` holds the discriminator, to go on training.\n"
-        if has_discriminator
-        else "",
+        discriminator=discriminator if has_discriminator else "",
     )
 
 
@@ -125,6 +187,9 @@ def prepare_push(repo_id: str, api: HfApi | None = None) -> None:
 def push(folder: Path, repo_id: str, api: HfApi | None = None) -> str:
     """Uploads all of the published folder in one commit; returns its address."""
     info = (api or HfApi()).upload_folder(
-        folder_path=folder, repo_id=repo_id, repo_type="model", commit_message=f"Upload {folder.parent.name}"
+        folder_path=folder,
+        repo_id=repo_id,
+        repo_type="model",
+        commit_message=f"Upload {folder.resolve().parent.name}",
     )
     return str(info.commit_url)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from lgq_hf.files import atomic_file, atomic_folder, temporary_name
 
@@ -44,9 +45,17 @@ class Progress:
 
 def newest_checkpoint(output: Path) -> tuple[Path | None, int]:
     """The newest complete checkpoint of a run and its step; `(None, 0)` for a new run."""
-    found = [(int(match[1]), path) for path in output.glob("*") if (match := _CHECKPOINT.fullmatch(path.name))]
-    step, path = max(found, default=(0, None))
-    return path, step
+    return max(_checkpoints(output), default=(None, 0), key=lambda found: found[1])
+
+
+def _checkpoints(output: Path) -> list[tuple[Path | None, int]]:
+    """Complete checkpoints and their steps, oldest first."""
+    found: list[tuple[Path | None, int]] = [
+        (path, int(match[1]))
+        for path in output.glob("*")
+        if (match := _CHECKPOINT.fullmatch(path.name)) and path.is_dir()
+    ]
+    return sorted(found, key=lambda pair: pair[1])
 
 
 def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> Path:
@@ -59,8 +68,10 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
         accelerator.save_state(str(temporary_name(target)))  # every process adds its random state
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for folder in sorted(path for path in output.glob("*") if _CHECKPOINT.fullmatch(path.name))[:-keep]:
-            shutil.rmtree(folder)
+        for folder, _ in _checkpoints(output)[:-keep]:
+            shutil.rmtree(folder)  # type: ignore[arg-type]
+        for leftover in output.glob(".checkpoint-*.tmp"):  # of a kill at a step that is not saved again
+            shutil.rmtree(leftover)
     return target
 
 
@@ -95,17 +106,15 @@ def run_on_main(accelerator: Accelerator, work: Callable[[], Any]) -> None:
     """Runs `work` on the main process; where it fails, every process ends with the same error (none waits for ever).
 
     Raises:
-        ValueError: what `work` raised.
+        Exception: what `work` raised.
     """
-    message = ""
+    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             work()
-        except ValueError as error:
-            message = str(error)
+        except Exception as error:  # raised below, on every process
+            failure = error
     if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        message = broadcast_object_list([message])[0]
-    if message:
-        raise ValueError(message)
+        failure = broadcast_object_list([failure])[0]
+    if failure is not None:
+        raise failure

@@ -100,8 +100,8 @@ class Run:
                 self.output, flat(recipe), resuming=self.checkpoint is not None, allowed=allow_change
             ),
         )
-        if push_to_hub and self.accelerator.is_main_process:
-            prepare_push(push_to_hub)
+        if push_to_hub:
+            run_on_main(self.accelerator, partial(prepare_push, push_to_hub))
         self.provenance = provenance(strict=False)
         set_seed(recipe.seed)
         self.processor = LGQImageProcessor(
@@ -377,6 +377,7 @@ class Run:
                 discriminator=self.step.discriminator,
                 recipe=self.recipe,
                 results=self._results(),
+                repo_id=self.push_to_hub,
                 logs=[self.output / "training.csv", self.output / "validation.csv"],
             )
             if self.push_to_hub:

@@ -1,4 +1,4 @@
-"""What a run is judged by: metrics over the first validation pictures, the same ones every time, shared by all ranks."""
+"""What a run is judged by: metrics over the first validation pictures, always the same ones, shared by all ranks."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -54,9 +54,9 @@ class Validator:
     def __call__(self, model: LGQModel) -> tuple[dict[str, float], Image.Image | None]:
         """Metrics over all processes' pictures, and (on the main process) a sheet of its first ones.
 
-        PSNR, SSIM and perceptual distance are means over pictures, of 8-bit-range pictures clamped to [0, 1]. The
-        Fréchet distance is between the features of these pictures and their reconstructions; its name carries the
-        extractor. Codebook figures are over all tokens of these pictures.
+        PSNR (dB), SSIM and perceptual distance are means over pictures, of values clamped to [0, 1] and not rounded to
+        8 bits. The Fréchet distance is between the features of these pictures and their reconstructions; `protocol`
+        names the extractor. Codebook figures are over all tokens of these pictures.
         """
         device = self.accelerator.device
         training = model.training
@@ -67,7 +67,7 @@ class Validator:
         references, reconstructions = (FeatureStatistics(1280, device=device) for _ in range(2))
         rows: list[Row] = []
         for batch in self.batches():
-            for name, reason in batch.broken:
+            for name, reason in batch.broken if self.accelerator.is_main_process else ():  # all processes find them
                 logger.warning("validation picture %s cannot be read and is left out: %s", name, reason)
             pixels = batch.pixel_values.to(device)
             encoded = model.encode(pixels)
@@ -91,7 +91,7 @@ class Validator:
         names = ["psnr", "ssim"] + ["perceptual"] * (self.perceptual is not None)
         values = {name: float(total / sums[3]) for name, total in zip(names, sums[:3], strict=False)}
         if self.extractor is not None:
-            if first:
+            if self.reference is None:
                 self.reference = self._whole(references)
             values["frechet"] = frechet_distance(self.reference, self._whole(reconstructions))
         statistics = codebook_statistics(counts)

@@ -228,8 +228,8 @@ def test_interpreted_kernels_are_not_measured(
 
 def test_name_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    assert run.result_name("cuda", False) == "assignment_cuda_nvidia-h100-80gb-hbm3"
-    assert run.result_name("cpu", False) == "assignment_cpu"
+    assert run.result_name("assignment", "cuda", False) == "assignment_cuda_nvidia-h100-80gb-hbm3"
+    assert run.result_name("assignment", "cpu", False) == "assignment_cpu"
 
 
 def _row(p50: float, mib: float, **more: Any) -> dict[str, Any]:

@@ -81,9 +81,8 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert_same(first["weights"], steps.weights(whole), 1e-6)
     # gradients are sent once a step, however many passes it has
     assert len({first["messages"] for first in ranks[0].values()}) == 1
-    assert ranks[0]["passes of 4"]["messages"] == steps.STEPS + (
-        steps.STEPS - 1
-    )  # one starts late
+    model, discriminator = steps.STEPS, steps.STEPS - 1  # which begins at step 1
+    assert ranks[0]["passes of 4"]["messages"] == model + discriminator
 
 
 def _keep_gradients(step: TrainingStep, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Tensor]]:
