@@ -17,13 +17,14 @@ class BrokenPictures:
     Args:
         path: file that `{"name", "reason"}` is appended to, one row of JSON for each picture; the processes of a run
             may share it, and then a picture that several of them met stands there several times.
-        max_share: of the pictures seen, in [0, 1]; more broken ones than that, and than ten, are an error.
+        max_share: in [0, 1]; more broken pictures than that share of all, and than ten, are an error.
+        size: pictures there are; 0 where nobody knows (a stream): then those seen so far count.
     """
 
-    def __init__(self, path: str | Path, max_share: float) -> None:
+    def __init__(self, path: str | Path, max_share: float, size: int = 0) -> None:
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_share: expected a share in [0, 1], got {max_share}")
-        self.path, self.max_share = Path(path), max_share
+        self.path, self.max_share, self.size = Path(path), max_share, size
         self.reasons: dict[str, str] = {}
         self.seen = 0
 
@@ -38,17 +39,30 @@ class BrokenPictures:
         if not new:
             return
         self.reasons |= new
+        known = self.listed()  # by another process, or before this run was resumed
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new.items()))
+            file.write(
+                "".join(
+                    json.dumps({"name": name, "reason": reason}) + "\n"
+                    for name, reason in new.items()
+                    if name not in known
+                )
+            )
         for name, reason in new.items():
             _log.warning("%s cannot be read: %s", name, reason)
-        if len(self.reasons) > max(_ALWAYS_BORNE, self.max_share * self.seen):
+        if len(self.reasons) > max(_ALWAYS_BORNE, self.max_share * max(self.seen, self.size)):
             last = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[-_SHOWN:])
             raise ValueError(
                 f"{len(self.reasons)} broken pictures among {self.seen} samples: at most a share of {self.max_share} "
                 f"is borne, and {_ALWAYS_BORNE} always. The last: {last}. All are listed in {self.path}: remove or "
                 "repair them, or raise the share"
             )
+
+    def listed(self) -> set[str]:
+        """Names of all pictures that any process of the run, or of its beginnings, found broken."""
+        if not self.path.exists():
+            return set()
+        return {json.loads(line)["name"] for line in self.path.read_text(encoding="utf-8").splitlines()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed process needs: {"seen": samples so far, "reasons": {name: reason}}."""

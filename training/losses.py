@@ -97,8 +97,14 @@ class LeCam(nn.Module):
         return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
 
     @torch.no_grad()
-    def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
-        """Takes one optimizer step's mean logits, 0-dim, of all micro-batches and processes, into the averages."""
+    def update(self, real_mean: Tensor, fake_mean: Tensor, keep: Tensor | None = None) -> None:
+        """Takes one optimizer step's mean logits, 0-dim, of all micro-batches and processes, into the averages.
+
+        Args:
+            keep: 0-dim bool on the device; where it is true, the averages stay as they are, whatever the means.
+        """
+        if keep is not None:
+            real_mean, fake_mean = torch.where(keep, self.real, real_mean), torch.where(keep, self.fake, fake_mean)
         self.updates += 1
         log_decay = math.log(self.decay)
         share = (1 - self.decay) / -torch.expm1(log_decay * self.updates)  # 1 at first, 1 - decay after many

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from huggingface_hub.dataclasses import strict
 
+from lgq_hf import LGQConfig
 from training.schedules import LearningRateSchedule, TemperatureSchedule
 
 Number = float | int
@@ -291,8 +292,14 @@ class Recipe:
     def validate_ranges(self) -> None:
         """Refuses counts below one."""
         _check_counts("", self, ("max_steps", "batch_size", "image_size"))
+        if self.validation.perceptual == "lpips-vgg16" and not (self.loss.vgg_weights and self.loss.lpips_heads):
+            raise ValueError("validation.perceptual=lpips-vgg16 needs the files loss.vgg_weights and loss.lpips_heads")
         if self.quantizer.init_method == "keep" and not self.start_from:
             raise ValueError("quantizer.init_method=keep needs start_from: there is no codebook to keep")
+
+    def config(self) -> LGQConfig:
+        """Of the model; its `image_size` is the recipe's unless `model` says otherwise."""
+        return LGQConfig(**{"image_size": self.image_size, **self.model})
 
     def micro_batches(self, num_processes: int) -> tuple[int, int]:
         """(pictures, passes): what one process does in one optimizer step.
@@ -361,7 +368,10 @@ def recipe_from(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         if name in values:
             section = {} if values[name] is None else values[name]
             values[name] = kind(**_known(kind, section, f"{name} of {where}"))  # type: ignore[operator]
-    return Recipe(**values)
+    recipe = Recipe(**values)
+    if unknown := sorted(set(recipe.model) - set(LGQConfig.__annotations__)):
+        raise ValueError(f"unknown keys {unknown} in model of {where}; known: {sorted(LGQConfig.__annotations__)}")
+    return recipe
 
 
 def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:

@@ -9,35 +9,40 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from lgq_hf.files import atomic_file, atomic_folder, temporary_name
 
+_FIELDS = ("source_size", "step", "pictures", "seconds", "best", "best_step")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is: steps done, seconds spent on them, the best validation and when it was.
+    """How far a run is: steps done, pictures they took, seconds they cost, the best validation and when it was.
 
-    `parts` are the other things that change from step to step, by name; each has `state_dict` and `load_state_dict`.
+    `source_size` is the number of training pictures there are, 0 for a stream. `parts` are the other things that
+    change from step to step, by name; each has `state_dict` and `load_state_dict`.
     """
 
     parts: dict[str, Any]
+    source_size: int = 0
     step: int = 0
+    pictures: int = 0
     seconds: float = 0.0
     best: float | None = None
     best_step: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, for the checkpoint."""
-        own = {name: getattr(self, name) for name in ("step", "seconds", "best", "best_step")}
+        own = {name: getattr(self, name) for name in _FIELDS}
         return {**own, "parts": {name: part.state_dict() for name, part in self.parts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
-        for name in ("step", "seconds", "best", "best_step"):
+        for name in _FIELDS:
             setattr(self, name, state[name])
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
@@ -46,6 +51,31 @@ class Progress:
 def newest_checkpoint(output: Path) -> tuple[Path | None, int]:
     """The newest complete checkpoint of a run and its step; `(None, 0)` for a new run."""
     return max(_checkpoints(output), default=(None, 0), key=lambda found: found[1])
+
+
+def shared_checkpoint(accelerator: Accelerator, output: Path) -> Path | None:
+    """The newest checkpoint as the main process sees it.
+
+    Raises:
+        FileNotFoundError: on every process, where one of them does not see it.
+    """
+    name: list[str | None] = [None]
+    if accelerator.is_main_process:
+        path, _ = newest_checkpoint(output)
+        name = [None if path is None else path.name]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(name)
+    if name[0] is None:
+        return None
+    path = output / name[0]
+    seen = torch.tensor(float(path.is_dir()), device=accelerator.device)
+    if accelerator.num_processes > 1:
+        seen = accelerator.reduce(seen, reduction="sum")
+    if seen < accelerator.num_processes:
+        raise FileNotFoundError(
+            f"not every process sees {path}: output_dir must lie on a disk that all machines share"
+        )
+    return path
 
 
 def _checkpoints(output: Path) -> list[tuple[Path | None, int]]:
@@ -103,10 +133,10 @@ def check_recipe(output: Path, fields: dict[str, Any], *, resuming: bool, allowe
 
 
 def run_on_main(accelerator: Accelerator, work: Callable[[], Any]) -> None:
-    """Runs `work` on the main process; where it fails, every process ends with the same error (none waits for ever).
+    """Runs `work` on the main process; where it fails, every process ends with an error (none waits for ever).
 
     Raises:
-        Exception: what `work` raised.
+        Exception: what `work` raised; on the other processes a `RuntimeError` that says so.
     """
     failure: Exception | None = None
     if accelerator.is_main_process:
@@ -114,7 +144,10 @@ def run_on_main(accelerator: Accelerator, work: Callable[[], Any]) -> None:
             work()
         except Exception as error:  # raised below, on every process
             failure = error
+    told = [None if failure is None else repr(failure)]
     if accelerator.num_processes > 1:
-        failure = broadcast_object_list([failure])[0]
+        broadcast_object_list(told)
     if failure is not None:
         raise failure
+    if told[0] is not None:
+        raise RuntimeError(f"the main process failed: {told[0]}")

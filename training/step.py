@@ -279,11 +279,14 @@ class TrainingStep:
             norm = gradients_norm(self.discriminator.parameters(), max_norm)
             finite = finite & norm.isfinite()
             self.values["discriminator_grad_norm"] = norm
-        loss_is_finite = self._share(learning).isfinite()
+        shared = self._share(learning)
+        loss_is_finite = shared[0].isfinite()
         # a gradient beyond fp16 only lowers the scale
         fails = ~loss_is_finite if self.scaler.is_enabled() else ~(loss_is_finite & finite)
         self.failed_step = torch.where(fails & (self.failed_step < 0), step, self.failed_step)
         skip = (self.failed_step >= 0) | ~finite
+        if learning and self.recipe.discriminator.lecam:
+            self.lecam.update(shared[1], shared[2], keep=skip)
         step_unless(skip, self.optimizer)
         if learning:
             step_unless(skip, self.discriminator_optimizer)
@@ -293,7 +296,7 @@ class TrainingStep:
         self.window.add(self.values)
 
     def _share(self, learning: bool) -> Tensor:
-        """What all processes must know of each other, in one message; returns the mean loss."""
+        """What all processes must know of each other, in one message; returns mean loss and mean logits (3,)."""
         parts = [self.values["loss"].view(1)]
         if learning:
             parts += [self.values["logits_real"].view(1), self.values["logits_fake"].view(1)]
@@ -301,14 +304,11 @@ class TrainingStep:
         together = torch.cat(parts)
         if self.accelerator.num_processes > 1:
             together = self.accelerator.reduce(together, reduction="mean")
-        if learning:
-            if self.recipe.discriminator.lecam:
-                self.lecam.update(together[1], together[2])
-            if self.last_layer:
-                reconstruction, adversarial = together[3:].chunk(2)
-                ratio = adaptive_weight(reconstruction, adversarial, cap=self.recipe.discriminator.adaptive_cap)
-                self.adaptive = torch.where(ratio.isfinite(), ratio, self.adaptive)
-        return together[0]
+        if self.last_layer:
+            reconstruction, adversarial = together[3:].chunk(2)
+            ratio = adaptive_weight(reconstruction, adversarial, cap=self.recipe.discriminator.adaptive_cap)
+            self.adaptive = torch.where(ratio.isfinite(), ratio, self.adaptive)
+        return together[:3]
 
     def failure(self) -> int | None:
         """The first step that was not taken because its loss or gradient was not finite; waits for the device."""

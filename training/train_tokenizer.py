@@ -3,17 +3,20 @@
     accelerate launch -m training.train_tokenizer --config training/recipes/NAME.yaml [key=value ...]
 
 A run that finds checkpoints in its output folder goes on from the newest one, to the same result as if it had never
-stopped. On SIGTERM it writes a checkpoint and ends with status 143. See docs/training.md.
+stopped. On SIGTERM it writes a checkpoint and ends. See docs/training.md.
 """
 
 import argparse
+import ctypes
 import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import time
+import warnings
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -26,11 +29,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
+from lgq_hf import LGQImageProcessor, LGQModel
 from lgq_hf.files import atomic_file, atomic_folder
 from lgq_hf.metrics.codebook import codebook_statistics
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import build_perceptual
+from lgq_hf.metrics.reconstruction import ssim
 from lgq_hf.provenance import provenance
 from training.broken import BrokenPictures
 from training.crops import Crop, center_crop, resized_crop, scaled_crop
@@ -40,13 +44,15 @@ from training.log import Clock, RunLog, check_tracker, read_csv, usage_warning
 from training.pictures import open_source
 from training.recipe import Data, Recipe, flat, read_recipe
 from training.results import corpus_summary, portable_recipe, prepare_push, push, write_final
-from training.run_state import Progress, check_recipe, newest_checkpoint, run_on_main, save_checkpoint
+from training.run_state import Progress, check_recipe, run_on_main, save_checkpoint, shared_checkpoint
 from training.step import TrainingStep
 from training.validation import HIGHER_IS_BETTER, Validator
 
 logger = logging.getLogger(__name__)
 
 TERMINATED = 143  # 128 + SIGTERM, as a shell would say
+ASK_EVERY = 10  # steps after which several processes ask each other whether one of them was told to end
+_PR_SET_PDEATHSIG = 1
 
 
 class Terminated(Exception):
@@ -77,6 +83,12 @@ def crop_of(data: Data, size: int) -> Crop:
     return crops[data.crop]
 
 
+def end_with_the_launcher() -> None:
+    """Sends this process SIGTERM when its parent ends: `accelerate launch` does not pass SIGTERM on (Linux only)."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:  # which the launcher sets
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Run:
     """A run of one recipe, on one of its processes."""
 
@@ -93,37 +105,70 @@ class Run:
         )
         self._check_launch()
         self.micro_batch_size, self.passes = recipe.micro_batches(self.accelerator.num_processes)
-        self.checkpoint, _ = newest_checkpoint(self.output)
-        run_on_main(
-            self.accelerator,
-            lambda: check_recipe(
-                self.output, flat(recipe), resuming=self.checkpoint is not None, allowed=allow_change
-            ),
-        )
+        self._check_sizes()
+        self.checkpoint = shared_checkpoint(self.accelerator, self.output)
+        run_on_main(self.accelerator, partial(self._prepare_output, allow_change))
         if push_to_hub:
             run_on_main(self.accelerator, partial(prepare_push, push_to_hub))
         self.provenance = provenance(strict=False)
         set_seed(recipe.seed)
-        self.processor = LGQImageProcessor(
-            **recipe.processor, pad_to_multiple_of=LGQConfig(**recipe.model).spatial_downsample_factor
-        )
+        factor = recipe.config().spatial_downsample_factor
+        self.processor = LGQImageProcessor(**{"pad_to_multiple_of": factor, **recipe.processor})
         self.sources = {split: self._source(split) for split in ("train", "validation")}
-        self.broken = BrokenPictures(self.output / "broken.jsonl", float(recipe.data.max_broken))
+        size = 0 if recipe.data.streaming else len(self.sources["train"])
+        self.broken = BrokenPictures(self.output / "broken.jsonl", float(recipe.data.max_broken), size)
         self.step = self._networks()
-        self.progress = Progress({"step": self.step, "broken": self.broken})
+        self.progress = Progress({"step": self.step, "broken": self.broken}, source_size=size)
         self.accelerator.register_for_checkpointing(self.progress)
         if self.checkpoint is not None:
-            self.accelerator.load_state(str(self.checkpoint))
+            self._load(self.checkpoint)
         self.validator = self._validator()
         self.terminate = False
 
+    def _check_sizes(self) -> None:
+        """Refuses at once what would fail at a later step (`ValueError`)."""
+        recipe, factor = self.recipe, self.recipe.config().spatial_downsample_factor
+        if recipe.image_size % factor:
+            raise ValueError(f"image_size={recipe.image_size} is no multiple of {factor}, the model's downsampling")
+        smallest = {"SSIM": 11}
+        if recipe.discriminator.weight:
+            discriminator = PatchDiscriminator(num_layers=recipe.discriminator.num_layers)
+            smallest[f"a discriminator of {recipe.discriminator.num_layers} layers"] = discriminator.min_size
+        for what, side in smallest.items():
+            if recipe.image_size < side:
+                raise ValueError(f"image_size={recipe.image_size} is too small for {what}: {side} at least")
+        ssim(*torch.zeros(2, 1, 3, 11, 11))  # says now which extra it needs
+
+    def _prepare_output(self, allow_change: list[str]) -> None:
+        check_recipe(self.output, flat(self.recipe), resuming=self.checkpoint is not None, allowed=allow_change)
+        for leftover in self.output.glob(".*.tmp"):  # of a run that was killed
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+
+    def _load(self, checkpoint: Path) -> None:
+        size = self.progress.source_size
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except Exception as error:
+            raise RuntimeError(
+                f"{checkpoint} cannot be loaded; remove it to go on from the one before ({error})"
+            ) from error
+        if self.progress.source_size != size:
+            raise ValueError(f"the run began with {self.progress.source_size} training pictures, and there are {size}")
+
     def _check_launch(self) -> None:
         """Refuses what `accelerate launch` can be told and a run would not do (`ValueError`)."""
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if processes != self.accelerator.num_processes:
+            raise ValueError(
+                f"launched in {processes} processes, of which accelerate makes {self.accelerator.num_processes}: on "
+                "CPUs set ACCELERATE_USE_CPU=true"
+            )
         if self.accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             raise ValueError(f"{self.accelerator.distributed_type} is not supported: choose multi-GPU (DDP)")
         told = {
             "ACCELERATE_MIXED_PRECISION": ("no", self.recipe.engine.mixed_precision, "engine.mixed_precision"),
-            "ACCELERATE_DYNAMO_BACKEND": ("no", "inductor" if self.recipe.engine.compile else "no", "engine.compile"),
+            "ACCELERATE_DYNAMO_BACKEND": ("no", "no", "engine.compile"),
             "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "1", "engine.micro_batch_size"),
         }
         for name, (default, recipe, field) in told.items():
@@ -162,7 +207,7 @@ class Run:
 
     def _networks(self) -> TrainingStep:
         recipe, device = self.recipe, self.accelerator.device
-        model = LGQModel(LGQConfig(**recipe.model)).to(device).train()
+        model = LGQModel(recipe.config()).to(device).train()
         if recipe.engine.channels_last:
             model = model.to(memory_format=torch.channels_last)
         if recipe.engine.gradient_checkpointing:
@@ -170,6 +215,8 @@ class Run:
         discriminator = self._discriminator()
         if self.checkpoint is None:
             if recipe.start_from:
+                if Path(recipe.start_from).is_absolute() and not Path(recipe.start_from).is_dir():
+                    raise FileNotFoundError(f"start_from: no folder {recipe.start_from}")
                 source = LGQModel.from_pretrained(recipe.start_from)
                 self.accelerator.print(take_over(model, source.state_dict(), recipe.start_from))
                 weights = Path(recipe.start_from) / "discriminator.safetensors"
@@ -243,8 +290,9 @@ class Run:
         recipe, progress = self.recipe, self.progress
         self.log = RunLog(self.accelerator, self.output, progress.step, recipe.max_steps, flat(recipe))
         previous = signal.signal(signal.SIGTERM, self._on_terminate)
+        end_with_the_launcher()
         recent: deque[tuple[int, list[str]]] = deque(maxlen=recipe.report.log_every + 1)
-        batches = self._batches(start=progress.step * recipe.batch_size, num_workers=recipe.data.num_workers)
+        batches = self._batches(start=progress.pictures, num_workers=recipe.data.num_workers)
         clock, window_start = Clock(), progress.step
         try:
             while progress.step < recipe.max_steps:
@@ -253,10 +301,12 @@ class Run:
                 recent.append((progress.step, ids))
                 self.step(micro_batches, progress.step, measure=measure)
                 progress.step += 1
+                progress.pictures += recipe.batch_size
                 self.log.step()
-                if measure or self.accelerator.device.type == "cpu":
+                row = measure or self._asked_to_stop(progress.step)
+                if row or self.accelerator.device.type == "cpu":
                     self._stop_if_not_finite(recent)
-                if measure or (self.terminate and self.accelerator.num_processes == 1):
+                if row:
                     self._write_row(clock, progress.step - window_start)
                     window_start = progress.step
                     self._after_row()
@@ -331,23 +381,25 @@ class Run:
                 "as it was is kept in before-gan/"
             )
             self._save_model("before-gan")
-        if last or step % self.recipe.validation.every == 0:
-            self._validate()
-        stop = self._asked_to_stop()
-        if last or stop or step % report.checkpoint_every == 0:
-            save_checkpoint(self.accelerator, self.output, step, report.checkpoints_kept)
-        if stop and not last:
+        stop = self._asked_to_stop(0) and not last  # asked again: all processes are here
+        try:
+            if not stop and (last or step % self.recipe.validation.every == 0):
+                self._validate()
+        finally:  # work is not lost to a validation that fails
+            if last or stop or step % report.checkpoint_every == 0:
+                save_checkpoint(self.accelerator, self.output, step, report.checkpoints_kept)
+        if stop:
             raise Terminated
 
     def _on_terminate(self, number: int, frame: Any) -> None:
         self.terminate = True
 
-    def _asked_to_stop(self) -> bool:
-        """Whether any process got SIGTERM; all of them stop at the same step."""
+    def _asked_to_stop(self, step: int) -> bool:
+        """Whether any process got SIGTERM, in which case all stop at the same step; several ask every tenth step."""
+        if self.accelerator.num_processes == 1 or step % ASK_EVERY:
+            return self.terminate and self.accelerator.num_processes == 1
         asked = torch.tensor(float(self.terminate), device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            asked = self.accelerator.reduce(asked, reduction="sum")
-        return bool(asked > 0)
+        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
 
     def _save_model(self, name: str) -> None:
         if self.accelerator.is_main_process:
@@ -380,8 +432,6 @@ class Run:
                 repo_id=self.push_to_hub,
                 logs=[self.output / "training.csv", self.output / "validation.csv"],
             )
-            if self.push_to_hub:
-                self.log.say(push(final, self.push_to_hub))
         self.accelerator.wait_for_everyone()
         return final
 
@@ -403,7 +453,7 @@ class Run:
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
             },
             "data": data,
-            "broken_pictures": len(self.broken.reasons),
+            "broken_pictures": len(self.broken.listed()),
             "protocol": self.validator.protocol(),
             "validation": read_csv(self.output / "validation.csv"),
             "best": {"metric": recipe.validation.best, "value": self.progress.best, "step": self.progress.best_step},
@@ -424,10 +474,16 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of each file of each checkpoint
     transformers_logging.disable_progress_bar()  # one for each model that is saved
+    warnings.filterwarnings(
+        "ignore", message=".*broadcast_buffers", category=FutureWarning
+    )  # how accelerate calls DDP
     recipe = read_recipe(parsed.config, parsed.overrides)
     run = Run(recipe, allow_change=parsed.allow_change, push_to_hub=parsed.push_to_hub)
     try:
-        run.accelerator.print(run.train())
+        final = run.train()
+        run.accelerator.print(final)
+        if parsed.push_to_hub and run.accelerator.is_main_process:
+            print(push(final, parsed.push_to_hub))  # the others have ended: none waits for an upload
     except Terminated:
         run.accelerator.print(f"stopped by SIGTERM at step {run.progress.step}; the same command goes on from there")
         sys.exit(TERMINATED)

@@ -1,4 +1,4 @@
-"""What a run is judged by: metrics over the first validation pictures, always the same ones, shared by all ranks."""
+"""What a run is judged by: metrics over some validation pictures, always the same ones, shared by all ranks."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -102,13 +102,14 @@ class Validator:
     def protocol(self) -> dict[str, Any]:
         """How the figures came about, for the results."""
         return {
-            "pictures": "the first of the validation split that can be read, shorter side resized, centre square",
+            "pictures": "a fixed random choice of the validation split, of a stream its first; shorter side resized, "
+            "centre square",
             "psnr, ssim": "per picture, mean over pictures, values clamped to [0, 1]",
             "perceptual": None if self.perceptual is None else _named(self.perceptual),
             "frechet": None if self.extractor is None else _named(self.extractor),
             "codebook": "over all tokens of these pictures; usage is the share of codes used at least once",
             "weights": "moving average, if the recipe keeps one",
-            "dtype": "float32",
+            "dtype": "float32; on a GPU convolutions as torch.backends.cudnn.allow_tf32 says",
         }
 
 

@@ -15,7 +15,7 @@ class Window:
         self._start()
 
     def _start(self) -> None:
-        self.steps = 0
+        self.counts: dict[str, int] = {}
         self.sums: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}
         self.token_counts = torch.zeros(self.codebook_size, dtype=torch.int64, device=self.device)
@@ -25,14 +25,14 @@ class Window:
         self.token_counts += count_tokens(image_tokens, self.codebook_size)
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Adds one step's 0-dim values; a name may be missing in some steps, and counts 0 there."""
+        """Adds one step's 0-dim values; a name may be missing in some steps, and its mean is over the others."""
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self, accelerator: Accelerator) -> tuple[dict[str, float], Tensor]:
         """Means over steps and processes, and the tokens' counts (K,) int64 summed over processes; begins anew."""
-        means = {name: total / self.steps for name, total in self.sums.items()} | self.last
+        means = {name: total / self.counts[name] for name, total in self.sums.items()} | self.last
         names = sorted(means)
         values = torch.stack([means[name].float() for name in names])
         counts = self.token_counts

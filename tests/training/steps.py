@@ -58,17 +58,21 @@ def changed(**sections: dict[str, Any]) -> Recipe:
     return recipe_from({**VALUES, **{name: {**VALUES.get(name, {}), **values} for name, values in sections.items()}})
 
 
-def make(recipe: Recipe, *, dtype: torch.dtype = torch.float32, perceptual: Any = None) -> TrainingStep:
-    """A training step on the CPU with fixed first weights."""
+def make(
+    recipe: Recipe, *, dtype: torch.dtype = torch.float32, perceptual: Any = None, cpu: bool = True
+) -> TrainingStep:
+    """A training step with fixed first weights."""
     torch.manual_seed(0)
     model = LGQModel(LGQConfig(**recipe.model)).to(dtype).train()
     if dtype == torch.float64:
         model.quantizer.double()
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+    model = model.to(accelerator.device)
     settings = recipe.discriminator
     discriminator = None
     if settings.weight:
         discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, settings.norm).to(dtype)
+        discriminator = discriminator.to(accelerator.device)
     return TrainingStep(accelerator, recipe, model, perceptual, discriminator, [0.5] * 3, [0.5] * 3)
 
 

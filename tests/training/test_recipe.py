@@ -106,6 +106,12 @@ def test_the_least_recipe_and_its_defaults() -> None:
         ({"steps": 3}, r"unknown keys \['steps'\] in the recipe; known: \['output_dir', 'max_steps', "),
         ({"loss": {"kind": 1, "a": 2}}, r"unknown keys \['a', 'kind'\] in loss of the recipe; known: \['pixel', "),
         ({"data": 3}, "data of the recipe must hold fields, got 3"),
+        ({"model": {"codebok_size": 4096}}, r"unknown keys \['codebok_size'\] in model of the recipe; known: "),
+        ({"data": []}, r"data of the recipe must hold fields, got \[\]"),
+        ({"optimizer": {"schedule": "constant", "end_factor": 0.1}}, "end_factor=0.1 needs a schedule that falls"),
+        ({"validation": {"frechet": "efficientnet-lite0", "pictures": 1}}, "needs at least 2 validation.pictures"),
+        ({"validation": {"perceptual": "lpips-vgg16"}}, "needs the files loss.vgg_weights and loss.lpips_heads"),
+        ({"quantizer": {"init_method": "keep"}}, "quantizer.init_method=keep needs start_from"),
         ({"max_steps": "many"}, "'max_steps' expected int, got str"),
         ({"max_steps": 1.5}, "'max_steps' expected int, got float"),
         ({"seed": True}, "'seed' expected int, got bool"),
@@ -195,8 +201,21 @@ def test_numbers_as_people_write_them(file: Path) -> None:
     assert recipe.optimizer.learning_rate == 3e-4 and recipe.optimizer.betas == [0.9, 1e-3]
     assert read_recipe(file, ["optimizer.learning_rate=1e-5"]).optimizer.learning_rate == 1e-5
     assert read_recipe(file, ["optimizer.weight_decay=.5E+1"]).optimizer.weight_decay == 5.0
-    assert read_recipe(file, ["model.dead_threshold=1E-2"]).model == {"dead_threshold": 0.01}
+    assert read_recipe(file, ["model.lambda_floor=1E-2"]).model == {"lambda_floor": 0.01}
     assert read_recipe(file, ["output_dir=runs/2e-4_wide"]).output_dir == "runs/2e-4_wide"
+
+
+def test_places_are_no_numbers(file: Path) -> None:
+    recipe = read_recipe(file, ["data.path='1e5'", "data.revision='12e45'", "loss.pixel_weight=1e-2"])
+    assert (recipe.data.path, recipe.data.revision, recipe.loss.pixel_weight) == ("1e5", "12e45", 0.01)
+
+
+def test_overrides_into_a_section_that_is_empty_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output_dir: x\nmax_steps: 1\nbatch_size: 1\nimage_size: 8\nloss:\n")
+    assert read_recipe(path, ["loss.pixel=l2"]).loss.pixel == "l2"
+    with pytest.raises(ValueError, match="output_dir holds no fields, but 'x'"):
+        read_recipe(path, ["output_dir.name=3"])
 
 
 def test_overrides(file: Path) -> None:

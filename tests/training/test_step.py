@@ -290,6 +290,50 @@ def test_a_step_that_is_not_finite_is_not_taken_and_none_after_it(monkeypatch: p
         assert torch.equal(tensor, after[name]), name
 
 
+def test_an_overflow_leaves_the_averages_of_lecam(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = steps.changed(engine={"mixed_precision": "fp16"}, discriminator={"start": 0, "warmup": 100})
+    step = steps.make(recipe)
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=256)
+    batches = steps.pictures()
+    step([batches[0]], 0)
+    before = (step.lecam.real.clone(), step.lecam.fake.clone())
+    assert step.discriminator is not None and before[0] != 0
+    last = [module for module in step.discriminator.modules() if isinstance(module, nn.Conv2d)][-1]
+    hook = last.register_forward_hook(lambda module, inputs, output: output + math.inf)
+    step([batches[1]], 1)
+    hook.remove()
+    assert (step.lecam.real, step.lecam.fake) == before
+    step([batches[2]], 2)
+    assert step.lecam.real.isfinite() and step.lecam.real != before[0] and step.failure() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_step_never_waits_for_a_gpu(precision: str) -> None:
+    step = steps.make(steps.changed(engine={"mixed_precision": precision}), cpu=False)
+    batches = [batch.cuda() for batch in steps.pictures()]
+    for number in range(3):
+        step([batches[number]], number)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(3, 6):
+            step(list(batches[number].split(4)), number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.failure() is None
+
+
+def test_means_are_over_the_steps_that_have_the_term() -> None:
+    step = steps.make(steps.changed(discriminator={"start": 3, "warmup": 0}))
+    wanted = []
+    for number, batch in enumerate(steps.pictures()):
+        step([batch], number)
+        wanted += [float(step.values[name]) for name in ("discriminator_loss",) if name in step.values]
+    assert len(wanted) == 3
+    assert step.take_window()[0]["discriminator_loss"] == pytest.approx(sum(wanted) / 3)
+
+
 def test_the_gain_of_the_straight_through_estimators() -> None:
     gains = {}
     for estimator, temperature in (("identity", 1.0), ("soft", 1.0), ("soft", 0.001)):

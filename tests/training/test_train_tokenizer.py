@@ -1,16 +1,20 @@
 """The trainer, run for real: killed at any moment, resumed, shared by processes, and compared bit for bit."""
 
+import contextlib
 import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -19,9 +23,9 @@ from safetensors.torch import load_file
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, LGQTokenizer
 from tests.training.steps import forget_processes
-from training.log import read_csv
+from training.log import RunLog, read_csv
 from training.run_state import newest_checkpoint
-from training.train_tokenizer import main, take_over
+from training.train_tokenizer import Run, main, take_over
 
 ROOT = Path(__file__).parents[2]
 MODEL = {
@@ -241,14 +245,18 @@ def test_broken_pictures_are_counted_and_too_many_stop_the_run(recipe: Path, cor
         main([*arguments, "data.max_broken=0.1", "max_steps=20", f"output_dir={tmp_path / 'other'}"])
 
 
-@pytest.mark.parametrize("streaming", ["false", "true"])
-def test_trains_on_parquet(streaming: str, recipe: Path, corpus: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+def shards(corpus: Path, folder: Path) -> None:
+    """The corpus as parquet, six pictures to train on and two to validate."""
     files = sorted((corpus / "images").iterdir())
     for split, some in (("train", files[:6]), ("validation", files[6:])):
         rows = {"image": [{"bytes": file.read_bytes(), "path": file.name} for file in some]}
         features = datasets.Features({"image": datasets.Image()})
-        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "shards" / f"{split}-00000-of-00001.parquet")
+        datasets.Dataset.from_dict(rows, features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_trains_on_parquet(streaming: str, recipe: Path, corpus: Path, tmp_path: Path) -> None:
+    shards(corpus, tmp_path / "shards")
     arguments = ["data.kind=parquet", f"data.path={tmp_path / 'shards'}", f"data.streaming={streaming}", "max_steps=3"]
     main(["--config", str(recipe), *arguments, "discriminator.weight=0"])
     assert read_csv(tmp_path / "run" / "training.csv")[-1]["step"] == 3
@@ -304,6 +312,185 @@ def test_a_run_goes_on_from_what_another_published(recipe: Path, tmp_path: Path)
         assert chosen
         for key in chosen:
             torch.testing.assert_close(a[key], b[key], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent ended")
+def test_sigterm_to_the_launcher_alone_writes_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m"]
+    command += ["training.train_tokenizer", "--config", str(recipe), "max_steps=4000"]
+    command += ["report.checkpoint_every=10000", "validation.every=10000", "data.num_workers=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not ((run / "training.csv").exists() and len(read_csv(run / "training.csv")) > 1):
+            assert launcher.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(launcher.pid, signal.SIGTERM)
+        while newest_checkpoint(run)[0] is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        launcher.wait(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nothing is left, as it should be
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert newest_checkpoint(run)[1] < 4000
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets runs of this process get a SIGTERM after so many steps."""
+    step = RunLog.step
+
+    def step_and_stop(log: RunLog) -> None:
+        step(log)
+        if log.bar.n == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunLog, "step", step_and_stop)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_stream_in_half_precision_goes_on_as_if_it_had_not_stopped(
+    precision: str, recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards(corpus, tmp_path / "shards")
+    source = ["data.kind=parquet", f"data.path={tmp_path / 'shards'}", "data.streaming=true", "max_steps=9"]
+    arguments = ["--config", str(recipe), *source, f"engine.mixed_precision={precision}", "report.log_every=1"]
+    main([*arguments, f"output_dir={tmp_path / 'whole'}"])
+    forget_processes()
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="143"):
+        stop_after(5, patched)
+        main(arguments)
+    assert newest_checkpoint(tmp_path / "run")[1] == 5
+    forget_processes()
+    main(arguments)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_failure_is_not_hidden_by_sigterm(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_after(1, monkeypatch)
+    monkeypatch.setattr("training.step.TrainingStep.failure", lambda step: 0)
+    with pytest.raises(FloatingPointError, match="is not finite at step 0, which was not taken"):
+        main(["--config", str(recipe)])
+    assert newest_checkpoint(tmp_path / "run")[0] is None
+
+
+def test_a_validation_that_fails_costs_no_work(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(validator: Any, model: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("training.validation.Validator.__call__", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        main(["--config", str(recipe), "report.checkpoint_every=6"])
+    assert newest_checkpoint(tmp_path / "run")[1] == 6
+
+
+class Hub:
+    """Stands in for huggingface_hub.HfApi and remembers what it was asked."""
+
+    calls: list[tuple[str, Any]] = []
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        self.calls.append(("create", repo_id))
+
+    def upload_folder(self, *, folder_path: Path, repo_id: str, **options: Any) -> Any:
+        self.calls.append(("upload", sorted(path.name for path in Path(folder_path).iterdir())))
+        return SimpleNamespace(commit_url="https://hub.example/commit")
+
+
+def test_push_to_hub(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.results.HfApi", Hub)
+    main(["--config", str(recipe), "max_steps=2", "--push_to_hub", "org/name"])
+    (created, repository), (uploaded, files) = Hub.calls
+    assert (created, repository, uploaded) == ("create", "org/name", "upload")
+    names = {
+        "README.md",
+        "model.safetensors",
+        "discriminator.safetensors",
+        "recipe.yaml",
+        "results.json",
+        "training.csv",
+    }
+    assert names <= set(files) and "https://hub.example/commit" in capsys.readouterr().out
+    assert 'from_pretrained("org/name")' in (tmp_path / "run" / "final" / "README.md").read_text()
+
+
+def test_lpips_from_weight_files(recipe: Path, tmp_path: Path) -> None:
+    widths = [(0, 3, 64), (2, 64, 64), (5, 64, 128), (7, 128, 128), (10, 128, 256), (12, 256, 256), (14, 256, 256)]
+    widths += [(17, 256, 512), *((number, 512, 512) for number in (19, 21, 24, 26, 28))]
+    weights = {f"features.{n}.weight": torch.randn(o, i, 3, 3) * (2 / (9 * i)) ** 0.5 for n, i, o in widths}
+    torch.save(weights | {f"features.{n}.bias": torch.zeros(o) for n, _, o in widths}, tmp_path / "vgg16.pth")
+    heads = {f"lin{n}.model.1.weight": torch.rand(1, c, 1, 1) for n, c in enumerate((64, 128, 256, 512, 512))}
+    torch.save(heads, tmp_path / "heads.pth")
+    files = [f"loss.vgg_weights={tmp_path / 'vgg16.pth'}", f"loss.lpips_heads={tmp_path / 'heads.pth'}"]
+    lpips = ["loss.perceptual=lpips-vgg16", "validation.perceptual=lpips-vgg16", "validation.best=perceptual"]
+    main(["--config", str(recipe), *files, *lpips, "max_steps=2", "discriminator.weight=0"])
+    assert read_csv(tmp_path / "run" / "training.csv")[-1]["perceptual_loss"] > 0
+    results = json.loads((tmp_path / "run" / "final" / "results.json").read_text())
+    assert results["protocol"]["perceptual"]["network"] == "lpips-vgg16" and results["best"]["metric"] == "perceptual"
+
+
+def test_a_collapsing_codebook_is_told_of(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def collapse(run: Run, model: LGQModel) -> None:
+        model.quantizer.centers.fill_(100)
+        model.quantizer.centers[:2] = torch.tensor([[0.0], [0.1]])
+
+    monkeypatch.setattr(Run, "_place_codebook", torch.no_grad()(collapse))
+    main(["--config", str(recipe), "max_steps=2", "discriminator.weight=0", "report.log_every=1"])
+    told = "".join(capsys.readouterr())
+    assert "warning: the codebook is collapsing: 256 tokens used " in told and "see docs/training.md" in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["image_size=34"], "image_size=34 is no multiple of 4, the model's downsampling"),
+        (["image_size=8", "discriminator.weight=0"], "image_size=8 is too small for SSIM: 11 at least"),
+        (["discriminator.num_layers=4"], "image_size=32 is too small for a discriminator of 4 layers: 48 at least"),
+        (["batch_size=3"], "batch_size=3 cannot be shared by 1 processes in passes of 2"),
+        (["start_from=/nowhere"], "start_from: no folder /nowhere"),
+        (["data.path=/nowhere"], "no manifest.jsonl in /nowhere"),
+    ],
+)
+def test_what_would_fail_later_fails_at_once(overrides: list[str], message: str, recipe: Path) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        main(["--config", str(recipe), *overrides])
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="launched in 2 processes, of which accelerate makes 1: on CPUs set ACC"):
+        main(["--config", str(recipe)])
+
+
+def test_a_damaged_checkpoint_and_other_pictures_are_refused(recipe: Path, corpus: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(recipe), "max_steps=4", "validation.every=100"]
+    main(arguments)
+    forget_processes()
+    other = tmp_path / "corpus"
+    shutil.copytree(corpus, other)
+    lines = (other / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (other / "manifest.jsonl").write_text("".join(lines[1:]))
+    changed = [f"data.path={other}", "--allow-change", "data.path"]
+    with pytest.raises(ValueError, match="the run began with 6 training pictures, and there are 5"):
+        main([*arguments, *changed])
+    forget_processes()
+    (tmp_path / "run" / "checkpoint-00000004" / "optimizer.bin").unlink()
+    with pytest.raises(RuntimeError, match="checkpoint-00000004 cannot be loaded; remove it to go on from the one"):
+        main([*arguments, "data.path=" + str(corpus), "--allow-change", "data.path"])
 
 
 def test_taking_over_copies_what_fits() -> None:
