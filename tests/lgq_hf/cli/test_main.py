@@ -128,7 +128,11 @@ def test_stopped_while_writing(
 
     monkeypatch.setattr(token_file, "save_file", half)
     before = signal.getsignal(signal.SIGTERM)
-    result = lgq(*work)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        result = lgq(*work)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert (result.status, result.out) == (status, "")
     assert signal.getsignal(signal.SIGTERM) == before
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["t.safetensors"]
