@@ -50,7 +50,8 @@ class Progress:
 
 def newest_checkpoint(output: Path) -> tuple[Path | None, int]:
     """The newest complete checkpoint of a run and its step; `(None, 0)` for a new run."""
-    return max(_checkpoints(output), default=(None, 0), key=lambda found: found[1])
+    found = _checkpoints(output)
+    return found[-1] if found else (None, 0)
 
 
 def shared_checkpoint(accelerator: Accelerator, output: Path) -> Path | None:
@@ -63,14 +64,11 @@ def shared_checkpoint(accelerator: Accelerator, output: Path) -> Path | None:
     if accelerator.is_main_process:
         path, _ = newest_checkpoint(output)
         name = [None if path is None else path.name]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(name)
+    broadcast_object_list(name)
     if name[0] is None:
         return None
     path = output / name[0]
-    seen = torch.tensor(float(path.is_dir()), device=accelerator.device)
-    if accelerator.num_processes > 1:
-        seen = accelerator.reduce(seen, reduction="sum")
+    seen = accelerator.reduce(torch.tensor(float(path.is_dir()), device=accelerator.device), reduction="sum")
     if seen < accelerator.num_processes:
         raise FileNotFoundError(
             f"not every process sees {path}: output_dir must lie on a disk that all machines share"
@@ -78,9 +76,9 @@ def shared_checkpoint(accelerator: Accelerator, output: Path) -> Path | None:
     return path
 
 
-def _checkpoints(output: Path) -> list[tuple[Path | None, int]]:
+def _checkpoints(output: Path) -> list[tuple[Path, int]]:
     """Complete checkpoints and their steps, oldest first."""
-    found: list[tuple[Path | None, int]] = [
+    found = [
         (path, int(match[1]))
         for path in output.glob("*")
         if (match := _CHECKPOINT.fullmatch(path.name)) and path.is_dir()
@@ -99,9 +97,7 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for folder, _ in _checkpoints(output)[:-keep]:
-            shutil.rmtree(folder)  # type: ignore[arg-type]
-        for leftover in output.glob(".checkpoint-*.tmp"):  # of a kill at a step that is not saved again
-            shutil.rmtree(leftover)
+            shutil.rmtree(folder)
     return target
 
 
@@ -145,8 +141,7 @@ def run_on_main(accelerator: Accelerator, work: Callable[[], Any]) -> None:
         except Exception as error:  # raised below, on every process
             failure = error
     told = [None if failure is None else repr(failure)]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(told)
+    broadcast_object_list(told)
     if failure is not None:
         raise failure
     if told[0] is not None:

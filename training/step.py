@@ -183,15 +183,14 @@ class TrainingStep:
         quantizer.step_usage = None
         if len(micro_batches) == 1:
             return
+        passes = []
         with torch.no_grad(), self.autocast():
-            first = quantizer.soft_usage(self.model.latents(micro_batches[0]))
-            if first is None:
-                return
-            sums = first
-            for pixels in micro_batches[1:]:
-                more = quantizer.soft_usage(self.model.latents(pixels)) or []
-                sums = [total + usage for total, usage in zip(sums, more, strict=True)]
-        quantizer.step_usage = [total / len(micro_batches) for total in sums]
+            for pixels in micro_batches:
+                usages = quantizer.soft_usage(self.model.latents(pixels))
+                if usages is None:
+                    return
+                passes.append(usages)
+        quantizer.step_usage = [torch.stack(codebook).mean(0) for codebook in zip(*passes, strict=True)]
 
     def _model_pass(self, pixels: Tensor, count: int, heard: bool, measure: bool) -> Tensor:
         """Forward and backward of the model; returns what it decoded, without gradient."""
@@ -301,9 +300,7 @@ class TrainingStep:
         if learning:
             parts += [self.values["logits_real"].view(1), self.values["logits_fake"].view(1)]
             parts += [gradient.flatten() for gradient in self.last_layer]
-        together = torch.cat(parts)
-        if self.accelerator.num_processes > 1:
-            together = self.accelerator.reduce(together, reduction="mean")
+        together = self.accelerator.reduce(torch.cat(parts), reduction="mean")
         if self.last_layer:
             reconstruction, adversarial = together[3:].chunk(2)
             ratio = adaptive_weight(reconstruction, adversarial, cap=self.recipe.discriminator.adaptive_cap)

@@ -7,11 +7,9 @@ stopped. On SIGTERM it writes a checkpoint and ends. See docs/training.md.
 """
 
 import argparse
-import ctypes
 import json
 import logging
 import math
-import os
 import shutil
 import signal
 import sys
@@ -34,11 +32,11 @@ from lgq_hf.files import atomic_file, atomic_folder
 from lgq_hf.metrics.codebook import codebook_statistics
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import build_perceptual
-from lgq_hf.metrics.reconstruction import ssim
 from lgq_hf.provenance import provenance
 from training.broken import BrokenPictures
 from training.crops import Crop, center_crop, resized_crop, scaled_crop
 from training.discriminator import PatchDiscriminator
+from training.launch import check_launch, check_sizes, end_with_the_launcher
 from training.loader import training_batches, validation_batches
 from training.log import Clock, RunLog, check_tracker, read_csv, usage_warning
 from training.pictures import open_source
@@ -48,11 +46,8 @@ from training.run_state import Progress, check_recipe, run_on_main, save_checkpo
 from training.step import TrainingStep
 from training.validation import HIGHER_IS_BETTER, Validator
 
-logger = logging.getLogger(__name__)
-
 TERMINATED = 143  # 128 + SIGTERM, as a shell would say
 ASK_EVERY = 10  # steps after which several processes ask each other whether one of them was told to end
-_PR_SET_PDEATHSIG = 1
 
 
 class Terminated(Exception):
@@ -83,12 +78,6 @@ def crop_of(data: Data, size: int) -> Crop:
     return crops[data.crop]
 
 
-def end_with_the_launcher() -> None:
-    """Sends this process SIGTERM when its parent ends: `accelerate launch` does not pass SIGTERM on (Linux only)."""
-    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:  # which the launcher sets
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 class Run:
     """A run of one recipe, on one of its processes."""
 
@@ -103,9 +92,9 @@ class Run:
             project_dir=str(self.output),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        self._check_launch()
+        check_launch(self.accelerator, recipe)
         self.micro_batch_size, self.passes = recipe.micro_batches(self.accelerator.num_processes)
-        self._check_sizes()
+        check_sizes(recipe)
         self.checkpoint = shared_checkpoint(self.accelerator, self.output)
         run_on_main(self.accelerator, partial(self._prepare_output, allow_change))
         if push_to_hub:
@@ -125,20 +114,6 @@ class Run:
         self.validator = self._validator()
         self.terminate = False
 
-    def _check_sizes(self) -> None:
-        """Refuses at once what would fail at a later step (`ValueError`)."""
-        recipe, factor = self.recipe, self.recipe.config().spatial_downsample_factor
-        if recipe.image_size % factor:
-            raise ValueError(f"image_size={recipe.image_size} is no multiple of {factor}, the model's downsampling")
-        smallest = {"SSIM": 11}
-        if recipe.discriminator.weight:
-            discriminator = PatchDiscriminator(num_layers=recipe.discriminator.num_layers)
-            smallest[f"a discriminator of {recipe.discriminator.num_layers} layers"] = discriminator.min_size
-        for what, side in smallest.items():
-            if recipe.image_size < side:
-                raise ValueError(f"image_size={recipe.image_size} is too small for {what}: {side} at least")
-        ssim(*torch.zeros(2, 1, 3, 11, 11))  # says now which extra it needs
-
     def _prepare_output(self, allow_change: list[str]) -> None:
         check_recipe(self.output, flat(self.recipe), resuming=self.checkpoint is not None, allowed=allow_change)
         for leftover in self.output.glob(".*.tmp"):  # of a run that was killed
@@ -155,26 +130,6 @@ class Run:
             ) from error
         if self.progress.source_size != size:
             raise ValueError(f"the run began with {self.progress.source_size} training pictures, and there are {size}")
-
-    def _check_launch(self) -> None:
-        """Refuses what `accelerate launch` can be told and a run would not do (`ValueError`)."""
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        if processes != self.accelerator.num_processes:
-            raise ValueError(
-                f"launched in {processes} processes, of which accelerate makes {self.accelerator.num_processes}: on "
-                "CPUs set ACCELERATE_USE_CPU=true"
-            )
-        if self.accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            raise ValueError(f"{self.accelerator.distributed_type} is not supported: choose multi-GPU (DDP)")
-        told = {
-            "ACCELERATE_MIXED_PRECISION": ("no", self.recipe.engine.mixed_precision, "engine.mixed_precision"),
-            "ACCELERATE_DYNAMO_BACKEND": ("no", "no", "engine.compile"),
-            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "1", "engine.micro_batch_size"),
-        }
-        for name, (default, recipe, field) in told.items():
-            value = os.environ.get(name, default).lower()
-            if value not in (default, recipe):
-                raise ValueError(f"accelerate was launched with {name}={value}: say so in the recipe, by {field}")
 
     def _source(self, split: str) -> Any:
         data = self.recipe.data
@@ -437,13 +392,13 @@ class Run:
 
     def _results(self) -> dict[str, Any]:
         recipe, model = self.recipe, self.step.published
-        data: dict[str, Any] = {"kind": recipe.data.kind, **portable_recipe(recipe)["data"]}
+        portable = portable_recipe(recipe)
+        data = portable["data"]
         if recipe.data.kind == "corpus":
             data = {"kind": "corpus", **corpus_summary(Path(recipe.data.path))}
-        rows = read_csv(self.output / "training.csv")
         return {
             **self.provenance,
-            "recipe": portable_recipe(recipe),
+            "recipe": portable,
             "steps": self.progress.step,
             "hours": round(self.progress.seconds / 3600, 4),
             "processes": self.accelerator.num_processes,
@@ -457,7 +412,7 @@ class Run:
             "protocol": self.validator.protocol(),
             "validation": read_csv(self.output / "validation.csv"),
             "best": {"metric": recipe.validation.best, "value": self.progress.best, "step": self.progress.best_step},
-            "last_row": rows[-1],
+            "last_row": read_csv(self.output / "training.csv")[-1],
         }
 
 
@@ -474,9 +429,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of each file of each checkpoint
     transformers_logging.disable_progress_bar()  # one for each model that is saved
-    warnings.filterwarnings(
-        "ignore", message=".*broadcast_buffers", category=FutureWarning
-    )  # how accelerate calls DDP
+    # accelerate names it to DDP whatever it is
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     recipe = read_recipe(parsed.config, parsed.overrides)
     run = Run(recipe, allow_change=parsed.allow_change, push_to_hub=parsed.push_to_hub)
     try:

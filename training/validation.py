@@ -45,7 +45,7 @@ class Validator:
         self.reference: FeatureStatistics | None = None
 
     def _sum(self, values: Tensor) -> Tensor:
-        return self.accelerator.reduce(values, reduction="sum") if self.accelerator.num_processes > 1 else values
+        return self.accelerator.reduce(values, reduction="sum")
 
     def _whole(self, features: FeatureStatistics) -> FeatureStatistics:
         return FeatureStatistics.from_state(self._sum(features.state))

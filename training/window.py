@@ -34,10 +34,7 @@ class Window:
         """Means over steps and processes, and the tokens' counts (K,) int64 summed over processes; begins anew."""
         means = {name: total / self.counts[name] for name, total in self.sums.items()} | self.last
         names = sorted(means)
-        values = torch.stack([means[name].float() for name in names])
-        counts = self.token_counts
-        if accelerator.num_processes > 1:
-            values = accelerator.reduce(values, reduction="mean")
-            counts = accelerator.reduce(counts, reduction="sum")
+        values = accelerator.reduce(torch.stack([means[name].float() for name in names]), reduction="mean")
+        counts = accelerator.reduce(self.token_counts, reduction="sum")
         self._start()
         return dict(zip(names, values.tolist(), strict=True)), counts

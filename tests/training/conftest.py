@@ -1,4 +1,4 @@
-"""A small corpus of real photographs, in the layout of training.corpus."""
+"""A small corpus of real photographs, in the layout of training.corpus, and a recipe of a run on it."""
 
 import io
 import json
@@ -7,8 +7,10 @@ from typing import Any
 
 import datasets
 import pytest
+import yaml
 
 from benchmarks import photographs
+from tests.training.steps import RUN_MODEL
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +82,33 @@ def shards(dataset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(("train-00000", "train-00001", "validation-00000")):
         dataset.select(range(3 * number, 3 * number + 3)).to_parquet(folder / f"{name}.parquet")
     return folder
+
+
+@pytest.fixture
+def recipe(corpus: Path, tmp_path: Path) -> Path:
+    """Six pictures in steps of four, two by two: every checkpoint lies amid an epoch, and the GAN joins half-way."""
+    values = {
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 12,
+        "batch_size": 4,
+        "image_size": 32,
+        "model": RUN_MODEL,
+        "data": {"path": str(corpus), "num_workers": 0},
+        "discriminator": {
+            "weight": 0.5,
+            "start": 3,
+            "warmup": 3,
+            "ramp": 2,
+            "base_channels": 8,
+            "num_layers": 2,
+            "lecam": 0.01,
+        },
+        "quantizer": {"init_pictures": 8},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 3, "ema_decay": 0.9},
+        "engine": {"micro_batch_size": 2},
+        "validation": {"every": 6, "pictures": 3, "batch_size": 2},
+        "report": {"log_every": 2, "checkpoint_every": 4},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path

@@ -51,6 +51,15 @@ VALUES: dict[str, Any] = {
     },
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "ema_decay": 0.9},
 }
+RUN_MODEL: dict[str, Any] = {  # of the runs in test_train_tokenizer.py and test_launch.py
+    "base_channels": 8,
+    "channel_multiplier": [1, 2, 2],
+    "num_res_blocks": 1,
+    "bottleneck_attention": False,
+    "latent_channels": 4,
+    "codebook_size": 32,
+    "lambda_usage": 0.05,
+}
 
 
 def changed(**sections: dict[str, Any]) -> Recipe:

@@ -17,62 +17,22 @@ from typing import Any
 import datasets
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, LGQTokenizer
-from tests.training.steps import forget_processes
+from tests.training.steps import RUN_MODEL, forget_processes
 from training.log import RunLog, read_csv
 from training.run_state import newest_checkpoint
 from training.train_tokenizer import Run, main, take_over
 
 ROOT = Path(__file__).parents[2]
-MODEL = {
-    "base_channels": 8,
-    "channel_multiplier": [1, 2, 2],
-    "num_res_blocks": 1,
-    "bottleneck_attention": False,
-    "latent_channels": 4,
-    "codebook_size": 32,
-    "lambda_usage": 0.05,
-}
 TIMES = ("step_seconds", "pictures_per_second", "data_share", "seconds")
 
 
 @pytest.fixture(autouse=True)
 def _alone() -> None:
     forget_processes()
-
-
-@pytest.fixture
-def recipe(corpus: Path, tmp_path: Path) -> Path:
-    """Six pictures in steps of four, two by two: every checkpoint lies amid an epoch, and the GAN joins half-way."""
-    values = {
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 12,
-        "batch_size": 4,
-        "image_size": 32,
-        "model": MODEL,
-        "data": {"path": str(corpus), "num_workers": 0},
-        "discriminator": {
-            "weight": 0.5,
-            "start": 3,
-            "warmup": 3,
-            "ramp": 2,
-            "base_channels": 8,
-            "num_layers": 2,
-            "lecam": 0.01,
-        },
-        "quantizer": {"init_pictures": 8},
-        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 3, "ema_decay": 0.9},
-        "engine": {"micro_batch_size": 2},
-        "validation": {"every": 6, "pictures": 3, "batch_size": 2},
-        "report": {"log_every": 2, "checkpoint_every": 4},
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 def launch(recipe: Path, *overrides: str, processes: int = 0) -> subprocess.Popen:
@@ -283,22 +243,6 @@ def test_the_tiny_recipe_with_everything_on(corpus: Path, tmp_path: Path) -> Non
     assert LGQTokenizer.from_pretrained(tmp_path / "run" / "final").config.codebook_size == 512
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "field"),
-    [
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "engine.mixed_precision"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "engine.compile"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "engine.micro_batch_size"),
-    ],
-)
-def test_what_the_launcher_is_told_must_be_in_the_recipe(
-    variable: str, value: str, field: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"{variable}={value.lower()}: say so in the recipe, by {field}"):
-        main(["--config", str(recipe)])
-
-
 def test_a_run_goes_on_from_what_another_published(recipe: Path, tmp_path: Path) -> None:
     main(["--config", str(recipe)])
     forget_processes()
@@ -454,28 +398,6 @@ def test_a_collapsing_codebook_is_told_of(
     assert "warning: the codebook is collapsing: 256 tokens used " in told and "see docs/training.md" in told
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["image_size=34"], "image_size=34 is no multiple of 4, the model's downsampling"),
-        (["image_size=8", "discriminator.weight=0"], "image_size=8 is too small for SSIM: 11 at least"),
-        (["discriminator.num_layers=4"], "image_size=32 is too small for a discriminator of 4 layers: 48 at least"),
-        (["batch_size=3"], "batch_size=3 cannot be shared by 1 processes in passes of 2"),
-        (["start_from=/nowhere"], "start_from: no folder /nowhere"),
-        (["data.path=/nowhere"], "no manifest.jsonl in /nowhere"),
-    ],
-)
-def test_what_would_fail_later_fails_at_once(overrides: list[str], message: str, recipe: Path) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        main(["--config", str(recipe), *overrides])
-
-
-def test_processes_that_do_not_know_of_each_other_are_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="launched in 2 processes, of which accelerate makes 1: on CPUs set ACC"):
-        main(["--config", str(recipe)])
-
-
 def test_a_damaged_checkpoint_and_other_pictures_are_refused(recipe: Path, corpus: Path, tmp_path: Path) -> None:
     arguments = ["--config", str(recipe), "max_steps=4", "validation.every=100"]
     main(arguments)
@@ -494,8 +416,8 @@ def test_a_damaged_checkpoint_and_other_pictures_are_refused(recipe: Path, corpu
 
 
 def test_taking_over_copies_what_fits() -> None:
-    source = LGQModel(LGQConfig(**MODEL))
-    wider = LGQModel(LGQConfig(**MODEL | {"latent_channels": 8, "code_dim": 4}))
+    source = LGQModel(LGQConfig(**RUN_MODEL))
+    wider = LGQModel(LGQConfig(**RUN_MODEL | {"latent_channels": 8, "code_dim": 4}))
     assert take_over(wider, source.state_dict(), "a folder").startswith("took over ")
     with pytest.raises(ValueError, match="no tensor of a file has the name and shape of one of this network's"):
         take_over(wider, {"encoder.stem.weight": torch.zeros(3)}, "a file")
