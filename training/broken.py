@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ class BrokenPictures:
         self.path, self.max_share, self.size = Path(path), max_share, size
         self.reasons: dict[str, str] = {}
         self.seen = 0
+        if self.path.exists():
+            written = self.path.read_bytes()
+            os.truncate(self.path, written.rfind(b"\n") + 1)  # a row that a kill cut short is written again
 
     def add(self, broken: Sequence[tuple[str, str]], seen: int) -> None:
         """Notes (name, reason) of the broken pictures of a batch of `seen` samples.

@@ -56,3 +56,13 @@ def test_a_resumed_process_goes_on_counting(tmp_path: Path) -> None:
     assert len(listed(tmp_path / "broken.jsonl")) == 10 and second.seen == 200
     with pytest.raises(ValueError, match="11 broken pictures among 300"):
         second.add(some(11, 11), seen=100)
+
+
+def test_a_row_that_a_kill_cut_short_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "broken.jsonl"
+    BrokenPictures(path, 0.0).add(some(1, 2), seen=2)
+    path.write_bytes(path.read_bytes()[:-5])
+    broken = BrokenPictures(path, 0.0)
+    assert broken.listed() == {"1.png"}
+    broken.add(some(1, 3), seen=3)
+    assert listed(path) == ["1.png", "2.png", "3.png"]
