@@ -23,6 +23,10 @@ _SMALL = {
     "image_size": 32,
 }
 
+_VQGAN = {"backbone": "vqgan", "norm_num_groups": 4}
+_NOT_LGQ = {"temperature": 1.0}  # where there is none, it stays at its default
+_BARE = {"conv_bias": False, "mid_attention": False, "decoder_extra_block": False, "encoder_out_kernel": 1}
+
 # what each configuration changes of `_SMALL`; its name says what it is there for
 MODELS: dict[str, dict[str, Any]] = {
     "sq_l2": {},
@@ -46,7 +50,50 @@ MODELS: dict[str, dict[str, Any]] = {
         "latent_channels": 3,
         "straight_through": "identity",
     },
+    "vqgan_lgq": {**_VQGAN, "attention_levels": [2], "code_dim": 4},
+    "vqgan_vq": {**_VQGAN, **_NOT_LGQ, "quantizer": "vq", "code_dim": 8, "stem_channels": 4, "mid_attention": False},
+    "vqgan_vq_cosine": {
+        **_VQGAN,
+        **_NOT_LGQ,
+        "quantizer": "vq",
+        "distance": "cosine",
+        "code_dim": 4,
+        "attention_levels": [1, 2],
+    },
+    "vqgan_ibq": {**_VQGAN, **_NOT_LGQ, "quantizer": "ibq", "distance": "dot", "num_res_blocks": 2},
+    "maskgit": {
+        **_VQGAN,
+        **_NOT_LGQ,
+        **_BARE,
+        "quantizer": "vq",
+        "downsample": "avg_pool",
+        "shortcut_on_hidden": True,
+    },
+    "simvq": {**_VQGAN, **_NOT_LGQ, **_BARE, "quantizer": "simvq", "downsample": "conv", "upsample": "depth_to_space"},
+    "magvit2": {
+        **_VQGAN,
+        **_NOT_LGQ,
+        **_BARE,
+        "quantizer": "lfq",
+        "codebook_size": 256,
+        "downsample": "conv",
+        "upsample": "depth_to_space",
+        "adaptive_group_norm": True,
+    },
+    "wetok": {
+        **_VQGAN,
+        **_NOT_LGQ,
+        **_BARE,
+        "quantizer": "lfq",
+        "codebook_size": 16,
+        "downsample": "conv",
+        "upsample": "depth_to_space",
+        "adaptive_group_norm": True,
+        "num_mid_blocks": 1,
+    },
 }
+# names of those whose quantizer has a loss
+TRAINABLE = [name for name, fields in MODELS.items() if fields.get("quantizer", "lgq") == "lgq"]
 
 
 @pytest.fixture
@@ -99,6 +146,12 @@ def make_pixels() -> Callable[..., torch.Tensor]:
 def case(request: pytest.FixtureRequest) -> str:
     """A name in `MODELS`; `parametrize("case", [...], indirect=True)` takes some of them."""
     return request.param
+
+
+@pytest.fixture(params=TRAINABLE)
+def trainable(request: pytest.FixtureRequest) -> LGQModel:
+    """A model whose quantizer has a loss, in evaluation mode."""
+    return _build(request.param)
 
 
 @pytest.fixture

@@ -1,10 +1,54 @@
 """Configuration of the LGQ image tokenizer."""
 
+import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+# fields that one backbone or quantizer reads, and where they have a say
+_READ_BY = {
+    "bottleneck_attention": "lgq",
+    "num_attention_heads": "lgq",
+    "legacy_decoder": "lgq",
+    "stem_channels": "vqgan",
+    "decoder_extra_block": "vqgan",
+    "num_mid_blocks": "vqgan",
+    "attention_levels": "vqgan",
+    "mid_attention": "vqgan",
+    "norm_num_groups": "vqgan",
+    "norm_eps": "vqgan",
+    "conv_bias": "vqgan",
+    "downsample": "vqgan",
+    "upsample": "vqgan",
+    "shortcut_on_hidden": "vqgan",
+    "adaptive_group_norm": "vqgan",
+    "encoder_out_kernel": "vqgan",
+}
+_READ_BY_LGQ_QUANTIZER = (
+    "codebook_mode",
+    "levels",
+    "learn_widths",
+    "temperature",
+    "straight_through",
+    "commitment_weight",
+    "lambda_peak",
+    "lambda_usage",
+    "lambda_floor",
+    "min_perplexity",
+)
+_DISTANCES = {
+    "lgq": ("sq_l2", "l2", "cosine", "dot"),
+    "vq": ("sq_l2", "cosine"),
+    "ibq": ("dot",),
+    "simvq": ("sq_l2",),
+    "lfq": ("sq_l2",),
+}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @strict
@@ -13,7 +57,8 @@ class LGQConfig(PreTrainedConfig):
     Everything that fixes the shape and the behaviour of an [`LGQModel`]. Defaults are the published 256 px model.
 
     Args:
-        backbone: encoder and decoder family; `"lgq"` is the published one.
+        backbone: encoder and decoder family: `"lgq"` is the published one, `"vqgan"` that of taming-transformers,
+            LlamaGen, diffusers and others (`backbone_vqgan.py`), without a norm in front of the quantizer.
         in_channels: channels of `pixel_values`, and of the picture that the decoder returns.
         base_channels: width *b* of the first stage.
         channel_multiplier: width of each stage in units of *b*, from full resolution downwards. Its length fixes the
@@ -24,10 +69,26 @@ class LGQConfig(PreTrainedConfig):
             (published) or not a multiple of them.
         legacy_decoder: decoder stages below full resolution have `max(32, latent_channels)` channels instead of the
             encoder's (checkpoints of early releases).
+        stem_channels: channels of the `vqgan` encoder's first convolution; `None`: the first stage's width.
+        decoder_extra_block: decoder stages have one residual block more than the encoder's.
+        num_mid_blocks: residual blocks between the last stage and the latents, and again in front of the decoder.
+        attention_levels: stages of the `vqgan` backbone, 0 at full resolution, with self-attention after each block.
+        mid_attention: self-attention after the first of the middle blocks.
+        norm_num_groups: groups of each group norm of the `vqgan` backbone.
+        norm_eps: what those norms add to the variance.
+        conv_bias: biases in the residual blocks' convolutions and in the encoder's first one.
+        downsample: `"asymmetric_conv"` (stride 2, padded on the right and at the bottom), `"conv"` (stride 2, padded
+            all around) or `"avg_pool"`.
+        upsample: `"nearest_conv"`, or `"depth_to_space"` behind a convolution to four times the channels.
+        shortcut_on_hidden: see [`VQGANResnetBlock`].
+        adaptive_group_norm: see [`VQGANAdaptiveNorm`].
+        encoder_out_kernel: side of the encoder's last convolution: 3 or 1.
         latent_channels: channels *C* that the encoder returns and the decoder takes.
         code_dim: dimension of a code where it differs from `latent_channels`: 1x1 convolutions then lead into the
             quantizer and out of it. `None`: codes live in the encoder's latent space, without projections.
-        quantizer: name of the quantizer.
+        quantizer: `"lgq"`, or one of those that converted checkpoints have and that do not train yet: `"vq"` (nearest
+            code, by `distance` `"sq_l2"` or `"cosine"`), `"ibq"` (largest scalar product), `"simvq"` (nearest code of
+            a projected table), `"lfq"` (signs: K is a power of two, and log2(K) channels make a token).
         codebook_mode: `"vector"`: one codebook of K codes over the whole latent vector (the paper's). `"per_channel"`:
             K scalar bins for each channel, one token per channel. `"product"`: `levels[i]` scalar bins for channel i;
             the token is the mixed-radix number of the bins, last channel fastest.
@@ -44,12 +105,13 @@ class LGQConfig(PreTrainedConfig):
         min_perplexity: that floor, in codes (published name: p_min).
         image_size: side in pixels of the square pictures that the model was trained on. Any size that the
             downsampling factor divides is accepted; this one only serves to state tokens per picture.
+        converted_from: what a converted checkpoint was made of (format, file, SHA-256, licence, weights); else `None`.
     """
 
     model_type = "lgq"
     attribute_map = {"num_embeddings": "codebook_size"}
 
-    backbone: Literal["lgq"] = "lgq"
+    backbone: Literal["lgq", "vqgan"] = "lgq"
     in_channels: int = 3
     base_channels: int = 128
     channel_multiplier: list[int] | tuple[int, ...] = (1, 2, 2, 2, 2)
@@ -57,9 +119,22 @@ class LGQConfig(PreTrainedConfig):
     bottleneck_attention: bool = True
     num_attention_heads: int = 4
     legacy_decoder: bool = False
+    stem_channels: int | None = None
+    decoder_extra_block: bool = True
+    num_mid_blocks: int = 2
+    attention_levels: list[int] | tuple[int, ...] = ()
+    mid_attention: bool = True
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-6
+    conv_bias: bool = True
+    downsample: Literal["asymmetric_conv", "conv", "avg_pool"] = "asymmetric_conv"
+    upsample: Literal["nearest_conv", "depth_to_space"] = "nearest_conv"
+    shortcut_on_hidden: bool = False
+    adaptive_group_norm: bool = False
+    encoder_out_kernel: Literal[1, 3] = 3
     latent_channels: int = 64
     code_dim: int | None = None
-    quantizer: Literal["lgq"] = "lgq"
+    quantizer: Literal["lgq", "vq", "ibq", "simvq", "lfq"] = "lgq"
     codebook_mode: Literal["vector", "per_channel", "product"] = "vector"
     codebook_size: int = 16384
     levels: list[int] | tuple[int, ...] | None = None
@@ -73,6 +148,7 @@ class LGQConfig(PreTrainedConfig):
     lambda_floor: float | int = 0.0
     min_perplexity: float | int = 0.0
     image_size: int = 256
+    converted_from: dict[str, str] | None = None
 
     @property
     def spatial_downsample_factor(self) -> int:
@@ -86,7 +162,9 @@ class LGQConfig(PreTrainedConfig):
 
     @property
     def tokens_per_position(self) -> int:
-        """Tokens per grid position: 1, or one per channel in `"per_channel"` mode."""
+        """Tokens per grid position: 1, or one per channel in `"per_channel"` mode, or one per group of signs."""
+        if self.quantizer == "lfq":
+            return self.quantizer_dim // max(1, self.codebook_size.bit_length() - 1)
         return self.quantizer_dim if self.codebook_mode == "per_channel" else 1
 
     @property
@@ -109,9 +187,49 @@ class LGQConfig(PreTrainedConfig):
             raise ValueError(f"code_dim must be at least 1 or None, got {self.code_dim}")
         if not self.channel_multiplier or min(self.channel_multiplier) < 1:
             raise ValueError(f"channel_multiplier needs a positive width per stage, got {self.channel_multiplier}")
+        for name, backbone in _READ_BY.items():
+            if backbone != self.backbone:
+                self._refuse_unread(name, f"backbone='{backbone}'", f"'{self.backbone}'")
+        if self.backbone == "vqgan":
+            self._validate_vqgan()
+
+    def _refuse_unread(self, name: str, reader: str, got: str) -> None:
+        default = next(field.default for field in dataclasses.fields(self) if field.name == name)
+        value = getattr(self, name)
+        if _plain(value) != _plain(default):
+            raise ValueError(f"{name}={value!r} has a meaning for {reader} only, got {got}: leave it at {default!r}")
+
+    def _validate_vqgan(self) -> None:
+        for name in ("stem_channels", "num_mid_blocks", "norm_num_groups"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.norm_eps < math.inf:
+            raise ValueError(f"norm_eps must be positive and finite, got {self.norm_eps}")
+        widths = {self.base_channels * multiplier for multiplier in self.channel_multiplier}
+        if uneven := sorted(w for w in {*widths, *filter(None, [self.stem_channels])} if w % self.norm_num_groups):
+            raise ValueError(f"norm_num_groups={self.norm_num_groups} does not divide the stage widths {uneven}")
+        stages = range(len(self.channel_multiplier))
+        if outside := [level for level in self.attention_levels if level not in stages]:
+            raise ValueError(f"attention_levels must lie in 0..{stages[-1]}, one per stage, got {outside}")
 
     def validate_quantizer(self) -> None:
         """Refuses quantizer fields that contradict each other or lie out of range (`ValueError`)."""
+        if self.distance not in _DISTANCES[self.quantizer]:
+            expected = " or ".join(f"'{distance}'" for distance in _DISTANCES[self.quantizer])
+            raise ValueError(f"quantizer='{self.quantizer}' has distance={expected}, got '{self.distance}'")
+        if self.quantizer != "lgq":
+            for name in _READ_BY_LGQ_QUANTIZER:
+                self._refuse_unread(name, "quantizer='lgq'", f"'{self.quantizer}'")
+        if self.quantizer == "lfq":
+            bits = self.codebook_size.bit_length() - 1
+            if self.codebook_size != 1 << bits or bits < 1:
+                raise ValueError(f"quantizer='lfq' has codebook_size = 2 ** bits, got {self.codebook_size}")
+            if self.quantizer_dim % bits:
+                raise ValueError(
+                    f"quantizer='lfq' with codebook_size={self.codebook_size} makes a token of {bits} channels, which "
+                    f"do not divide the {self.quantizer_dim} channels of the latents"
+                )
         if self.codebook_mode == "product":
             self._validate_levels()
         elif self.levels is not None:

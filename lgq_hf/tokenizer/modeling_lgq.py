@@ -5,6 +5,7 @@ Shapes: B images, H W pixels, f downsampling factor, h = H / f and w = W / f, C 
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,26 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .backbone_lgq import LGQDecoder, LGQEncoder
+from .backbone_vqgan import VQGANDecoder, VQGANEncoder
 from .configuration_lgq import LGQConfig
 from .quantizer_base import Quantizer, run_offload_hook
-from .quantizer_lgq import LGQScalarQuantizer, LGQVectorQuantizer, build_lgq_quantizer
+from .quantizer_ibq import IBQQuantizer
+from .quantizer_lfq import LFQQuantizer
+from .quantizer_lgq import build_lgq_quantizer
+from .quantizer_simvq import SimVQQuantizer
+from .quantizer_vq import VQQuantizer
 
-BACKBONES = {"lgq": (LGQEncoder, LGQDecoder)}
-QUANTIZERS = {"lgq": build_lgq_quantizer}
+BACKBONES: dict[str, tuple[type[LGQEncoder] | type[VQGANEncoder], type[LGQDecoder] | type[VQGANDecoder]]] = {
+    "lgq": (LGQEncoder, LGQDecoder),
+    "vqgan": (VQGANEncoder, VQGANDecoder),
+}
+QUANTIZERS: dict[str, Callable[[LGQConfig], Quantizer]] = {
+    "lgq": build_lgq_quantizer,
+    "vq": VQQuantizer,
+    "ibq": IBQQuantizer,
+    "simvq": SimVQQuantizer,
+    "lfq": LFQQuantizer,
+}
 
 
 def _shorten(names: list[str], limit: int = 8) -> str:
@@ -82,7 +97,18 @@ class LGQPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LGQResnetBlock", "LGQAttentionBlock", "LGQVectorQuantizer", "LGQScalarQuantizer"]
+    _no_split_modules = [
+        "LGQResnetBlock",
+        "LGQAttentionBlock",
+        "LGQVectorQuantizer",
+        "LGQScalarQuantizer",
+        "VQGANResnetBlock",
+        "VQGANAttentionBlock",
+        "VQGANAdaptiveNorm",
+        "VQQuantizer",
+        "IBQQuantizer",
+        "SimVQQuantizer",
+    ]
     _keep_in_fp32_modules_strict = ["quantizer"]
 
     @classmethod
@@ -128,20 +154,16 @@ class LGQPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """torch's own defaults for convolutions (transformers' N(0, 0.02) starts a deep conv net badly)."""
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 bound = 1 / math.sqrt(nn.init._calculate_fan_in_and_fan_out(module.weight)[0])
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+        elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and module.weight is not None:
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, (LGQVectorQuantizer, LGQScalarQuantizer)):
-            # the scale of layer-normalised latents; training replaces it by `quantizer.init_from(latents)`
-            init.normal_(module.centers, std=1.0)
-            if module.alpha is not None:
-                init.zeros_(module.alpha)
-            init.constant_(module.temperature, float(self.config.temperature))
+        elif isinstance(module, Quantizer):
+            module.init_weights()
 
 
 class LGQModel(LGQPreTrainedModel):
@@ -155,7 +177,7 @@ class LGQModel(LGQPreTrainedModel):
         super().__init__(config)
         encoder, decoder = BACKBONES[config.backbone]
         self.encoder = encoder(config)
-        self.pre_quant_norm = nn.LayerNorm(config.latent_channels)
+        self.pre_quant_norm = nn.LayerNorm(config.latent_channels) if config.backbone == "lgq" else None
         if config.code_dim is not None:
             self.pre_quant = nn.Conv2d(config.latent_channels, config.code_dim, 1)
             self.post_quant = nn.Conv2d(config.code_dim, config.latent_channels, 1)
@@ -174,7 +196,8 @@ class LGQModel(LGQPreTrainedModel):
         """Latents (B, C, h, w) as the quantizer receives them; arguments and errors as in `encode`."""
         self._check_pixels(pixel_values)
         hidden_states = self.encoder(pixel_values.to(self.dtype))
-        hidden_states = self.pre_quant_norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if self.pre_quant_norm is not None:
+            hidden_states = self.pre_quant_norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return hidden_states if self.config.code_dim is None else self.pre_quant(hidden_states)
 
     @run_offload_hook

@@ -67,6 +67,9 @@ class Quantizer(nn.Module):
     tokens_per_position: int = 1
     step_usage: list[Tensor] | None = None  # see `soft_usage`; set by a trainer, not saved
 
+    def init_weights(self) -> None:
+        """Initial values of parameters and buffers, by `transformers.initialization`; nothing where there are none."""
+
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens (N,) int64, or (N, G)."""
         raise NotImplementedError

@@ -15,6 +15,7 @@ The straight-through estimators differ in what the decoder's gradient v at the c
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from .assignment import Backend, SoftAssignment, nearest_code, soft_assign
 from .codebook_init import initial_centers
@@ -38,6 +39,8 @@ class _LGQBase(Quantizer):
     """
 
     temperature: Tensor
+    centers: nn.Parameter
+    alpha: nn.Parameter | None
     backend: Backend = "auto"
 
     def __init__(self, config: LGQConfig) -> None:
@@ -52,7 +55,15 @@ class _LGQBase(Quantizer):
         self.lambda_usage = config.lambda_usage
         self.lambda_floor = config.lambda_floor
         self.min_perplexity = config.min_perplexity
-        self.register_buffer("temperature", torch.tensor(float(config.temperature)))
+        self.initial_temperature = float(config.temperature)
+        self.register_buffer("temperature", torch.tensor(self.initial_temperature))
+
+    def init_weights(self) -> None:
+        """Centers at the scale of layer-normalised latents; training replaces them by `init_from`."""
+        init.normal_(self.centers, std=1.0)
+        if self.alpha is not None:
+            init.zeros_(self.alpha)
+        init.constant_(self.temperature, self.initial_temperature)
 
     def set_temperature(self, temperature: float) -> None:
         """Sets tau, the softmax temperature in training (tokens do not depend on it); `ValueError` unless positive."""

@@ -117,15 +117,16 @@ def test_empty_batch(model: LGQModel, autocast: bool, make_pixels: Callable[...,
     with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else contextlib.nullcontext():
         encoded, output = model.encode(pixels), model(pixels)
         decoded = model.decode(encoded.image_tokens).decoded_pixel_values
-    groups = (model.config.quantizer_dim,) if model.config.tokens_per_position > 1 else ()
+    groups = (model.config.tokens_per_position,) if model.config.tokens_per_position > 1 else ()
     assert encoded.image_tokens.shape == output.image_tokens.shape == (0, 2, 3, *groups)
     assert encoded.image_tokens.dtype == torch.int64
     assert encoded.quantized_last_hidden_state.shape == (0, model.config.quantizer_dim, 2, 3)
     assert decoded.shape == output.decoded_pixel_values.shape == pixels.shape
 
 
-def test_a_single_token(model: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
+def test_a_single_token(trainable: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
     """One picture of one grid position: a single value per channel for the norms, in both modes."""
+    model = trainable
     pixels = make_pixels(model, 1, (1, 1))
     tokens = model(pixels).image_tokens
     output = model.train()(pixels)
@@ -133,3 +134,24 @@ def test_a_single_token(model: LGQModel, make_pixels: Callable[..., Tensor]) -> 
     (output.decoded_pixel_values.square().mean() + output.embedding_loss).backward()
     assert output.decoded_pixel_values.shape == pixels.shape
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_a_single_token_has_no_variance_for_adaptive_norms(
+    model: LGQModel, make_pixels: Callable[..., Tensor]
+) -> None:
+    pixels = make_pixels(model, 1, (1, 1))
+    if not model.config.adaptive_group_norm:
+        assert model(pixels).decoded_pixel_values.isfinite().all()
+        return
+    with pytest.raises(ValueError, match="expected a grid of at least two positions, got 1 x 1: adaptive_group_norm"):
+        model(pixels)
+
+
+@pytest.mark.parametrize("case", ["vqgan_vq", "vqgan_ibq", "simvq", "magvit2"], indirect=True)
+def test_quantizers_without_a_loss_say_so(model: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
+    name = model.config.quantizer
+    with pytest.raises(
+        NotImplementedError, match=rf"quantizer='{name}' encodes and decodes, and has no training loss"
+    ):
+        model.train()(make_pixels(model))
