@@ -68,7 +68,8 @@ class VQGANAttentionBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """See the class."""
         normed = self.norm(hidden_states)
-        q, k, v = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        # contiguous: fused attention, without the (h*w)^2 matrix, takes channels in the last dimension only
+        q, k, v = (layer(normed).flatten(2).mT[:, None].contiguous() for layer in (self.q, self.k, self.v))
         attended = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
         return hidden_states + self.proj(attended.reshape(hidden_states.shape))
 
