@@ -62,7 +62,7 @@ def _read(path: Path, kind: str) -> Mapping[str, Any]:
     try:
         text = path.read_text()
         content = json.loads(text) if kind == "json" else _safe_load(text)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as {kind.upper()}: {error}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"expected {path} to hold names and values, got {type(content).__name__}")

@@ -54,6 +54,9 @@ def make_plan(
     else:
         check_choice(format, configs)
     kind = FORMATS[format].config
+    if config is not None and kind not in configs:
+        expected = f"reads {kind.upper()}" if kind else "has no configuration"
+        raise CheckpointError(f"--config {config}: the format {format} {expected}")
     return FORMATS[format].plan(content, configs.get(kind) if kind else None, weights), files
 
 

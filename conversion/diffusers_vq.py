@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from conversion.family import ENDS, MINUS_ONE_TO_ONE, ZERO_TO_ONE, Rules, compare, rename, vqgan_plan
+from conversion.family import ENDS, MINUS_ONE_TO_ONE, ZERO_TO_ONE, Rules, compare, reading, rename, vqgan_plan
 from conversion.plan import CheckpointError, Plan, Weights
 from conversion.weights import choose_entry
 
@@ -57,7 +57,8 @@ def plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, weights: 
         **({"image_size": size} if isinstance(size, int) else {}),
     )
     made.dropped, made.weights = chosen.dropped, chosen.weights
-    _compare(made, config)
+    with reading("config.json"):
+        _compare(made, config)
     return made
 
 

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -169,7 +170,7 @@ def vqgan_plan(
     try:
         config = LGQConfig(**found)
     except Exception as error:  # huggingface_hub's own classes, which share no base but this
-        raise CheckpointError(f"the tensors do not make a model: {error}") from error
+        raise CheckpointError(f"the tensors do not make a model: {str(error).splitlines()[-1].strip()}") from error
     plan = Plan(
         format=format,
         config=config,
@@ -204,6 +205,17 @@ def check_fit(plan: Plan) -> None:
         raise CheckpointError(f"the checkpoint does not fill a {plan.format} model. It has {'; '.join(problems)}")
 
 
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Within it, values of another kind than expected end in an error that says where they stand."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{where} has a value of another kind than expected: {error}") from error
+
+
 def compare(given: Mapping[str, tuple[Any, Any]], where: str) -> None:
     """Refuses a configuration that says something else than the tensors.
 
@@ -215,7 +227,7 @@ def compare(given: Mapping[str, tuple[Any, Any]], where: str) -> None:
         CheckpointError: that names every field that differs.
     """
     wrong = [
-        f"{name}: {said!r} there, {found!r} in the tensors"
+        f"{name}: {said!r:.80} there, {found!r:.80} in the tensors"
         for name, (said, found) in given.items()
         if said is not None and said != found
     ]
@@ -231,6 +243,7 @@ __all__ = [
     "check_fit",
     "compare",
     "infer",
+    "reading",
     "rename",
     "shorten",
     "vqgan_plan",

@@ -117,7 +117,7 @@ def weight_names(content: Mapping[str, Any]) -> list[str]:
         if isinstance(content.get(entry), Mapping):
             content = content[entry]
             break
-    names = [key for key, value in content.items() if isinstance(value, Tensor)]
+    names = [key for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)]
     return [re.sub(r"^(?:module\.|_orig_mod\.)+", "", name) for name in names]
 
 
@@ -191,6 +191,8 @@ def check_choice(name: str, configs: Configs) -> None:
             raise CheckpointError(
                 f"--format {name}, and the YAML configuration names {target}, of {format_of(target)}"
             )
+    if name == "amused" and configs.get("json", {}).get("lookup_from_codebook") is False:
+        raise CheckpointError("--format amused, and config.json has lookup_from_codebook=false: it is another VQModel")
     if name == "diffusers" and configs.get("json", {}).get("lookup_from_codebook"):
         raise CheckpointError(
             "--format diffusers, and config.json has lookup_from_codebook=true: it is an aMUSEd VQ-GAN"

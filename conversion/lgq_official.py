@@ -27,23 +27,23 @@ _DEFAULT_LEVELS = [16, 16, 8, 8]
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 # what the trainer keeps beside the weights and their arguments
 _ENTRIES = {
-    "epoch": "progress of the run",
-    "global_step": "progress of the run",
-    "best_val_loss": "progress of the run",
-    "train_metrics": "measurements of the run",
-    "eval_metrics": "measurements of the run",
-    "train_history": "measurements of the run",
-    "run_name": "name of the run",
-    "optimizer_state_dict": "optimizer",
-    "disc_state_dict": "discriminator",
-    "opt_disc_state_dict": "optimizer of the discriminator",
+    "epoch": "trainer: progress of the run",
+    "global_step": "trainer: progress of the run",
+    "best_val_loss": "trainer: progress of the run",
+    "train_metrics": "trainer: measurements of the run",
+    "eval_metrics": "trainer: measurements of the run",
+    "train_history": "trainer: measurements of the run",
+    "run_name": "trainer: name of the run",
+    "optimizer_state_dict": "trainer: optimizer",
+    "disc_state_dict": "trainer: discriminator",
+    "opt_disc_state_dict": "trainer: optimizer of the discriminator",
 }
 _READ = ("model_state_dict", "config", "model_type")
 _BUFFERS = {
-    "quantize._inited": "flag of the codebook's initialisation",
-    "quantize._dbg_usage": "what the trainer logged",
-    "quantize._dbg_avg_max_p": "what the trainer logged",
-    "quantize._dbg_soft_perplexity": "what the trainer logged",
+    "quantize._inited": "trainer: flag of the codebook's initialisation",
+    "quantize._dbg_usage": "trainer: what it logged",
+    "quantize._dbg_avg_max_p": "trainer: what it logged",
+    "quantize._dbg_soft_perplexity": "trainer: what it logged",
 }
 _STAGES = ["256", "128", "64", "32", "16"]  # names of the stages, whatever the picture's size
 _BLOCK_NAMES = {"norm1": "in_norm", "norm2": "out_norm"}

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from conversion import taming
-from conversion.family import ENDS, MINUS_ONE_TO_ONE, Rules, compare, rename, vqgan_plan
+from conversion.family import ENDS, MINUS_ONE_TO_ONE, Rules, compare, reading, rename, vqgan_plan
 from conversion.plan import CheckpointError, Plan, Weights
 from conversion.weights import Chosen, choose_entry
 
@@ -55,7 +55,8 @@ def janus_plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, wei
     chosen = Chosen({name: content[key] for name, key in names.items()}, names, dropped, "raw")
     made = _plan("janus", chosen, rules)
     if config is not None:
-        _compare_transformers(made, config)
+        with reading("config.json"):
+            _compare_transformers(made, config)
     return made
 
 
@@ -71,7 +72,7 @@ def _plan(format: str, chosen: Chosen, rules: Rules) -> Plan:
     tensors: dict[str, Tensor] = dict(chosen.tensors)
     dropped = dict(chosen.dropped)
     if tensors.pop("quantize.codebook_used", None) is not None:
-        dropped[chosen.origin["quantize.codebook_used"]] = "statistic of training"
+        dropped[chosen.origin["quantize.codebook_used"]] = "trainer: statistic"
     names = rename(tensors, rules)
     made = vqgan_plan(
         format,

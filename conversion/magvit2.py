@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.family import ENDS, MINUS_ONE_TO_ONE, Rules, compare, rename, vqgan_plan
+from conversion.family import ENDS, MINUS_ONE_TO_ONE, Rules, compare, reading, rename, vqgan_plan
 from conversion.plan import CheckpointError, Plan, Weights
 from conversion.read import own_tensors
-from conversion.taming import arguments, compare_yaml, image_size
+from conversion.taming import YAML, arguments, compare_yaml, image_size
 from conversion.weights import choose_lightning
 
 RULES: Rules = [
@@ -52,8 +52,9 @@ def plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, weights: 
     )
     made.dropped, made.weights, made.baked = chosen.dropped, chosen.weights, baked
     if config is not None:
-        compare_yaml(made, config)
-        _compare_quantizer(made, config)
+        with reading(YAML):
+            compare_yaml(made, config)
+            _compare_quantizer(made, config)
     return made
 
 
@@ -85,7 +86,8 @@ def _quantizer(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None, 
                 "a WeTok checkpoint does not show into how many groups its channels are split: give the YAML that "
                 "came with it, with num_codebooks (--config FILE)"
             )
-        groups = int(arguments(config)["num_codebooks"])
+        with reading(f"{YAML}'s num_codebooks"):
+            groups = int(arguments(config)["num_codebooks"])
     if groups < 1 or channels % groups:
         raise CheckpointError(f"num_codebooks={groups} does not divide the {channels} channels of encoder.conv_out")
     return {"quantizer": "lfq", "codebook_size": 2 ** (channels // groups)}
@@ -99,12 +101,12 @@ def _compare_quantizer(made: Plan, config: Mapping[str, Any]) -> None:
             "num_codebooks": (given.get("num_codebooks"), ours.tokens_per_position),
         }
     else:
-        table = given.get("quantconfig", {}).get("params", {})
+        table = given["quantconfig"]["params"] if given.get("quantconfig") else {}
         fields = {
             "quantconfig.params.n_e": (table.get("n_e"), ours.codebook_size),
             "quantconfig.params.e_dim": (table.get("e_dim"), ours.quantizer_dim),
         }
-    compare(fields, "the YAML configuration")
+    compare(fields, YAML)
 
 
 __all__ = ["RULES", "plan"]

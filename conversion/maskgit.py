@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from conversion.family import ENDS, ZERO_TO_ONE, Rules, compare, rename, vqgan_plan
+from conversion.family import ENDS, ZERO_TO_ONE, Rules, compare, reading, rename, vqgan_plan
 from conversion.plan import CheckpointError, Plan, Weights
 from conversion.weights import choose_entry
 
@@ -24,7 +24,10 @@ def plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, weights: 
     """
     chosen = choose_entry(content, weights)
     names = rename(chosen.tensors, RULES)
-    size = {} if config is None or config.get("resolution") is None else {"image_size": int(config["resolution"])}
+    size = {}
+    if config is not None and config.get("resolution") is not None:
+        with reading("config.json"):
+            size = {"image_size": int(config["resolution"])}
     made = vqgan_plan(
         "maskgit",
         {names[name]: tensor for name, tensor in chosen.tensors.items()},
@@ -37,7 +40,8 @@ def plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, weights: 
     )
     made.dropped, made.weights = chosen.dropped, chosen.weights
     if config is not None:
-        _compare(made, config)
+        with reading("config.json"):
+            _compare(made, config)
     return made
 
 

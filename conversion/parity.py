@@ -6,12 +6,19 @@ python -m conversion.parity --check    # fails where the table is not that of pa
 
 import argparse
 import json
+import math
 import re
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
 from transformers.utils import logging
 
 from conversion.convert import convert
@@ -39,12 +46,18 @@ SOURCES = {
 def measure(fixtures: Path = FIXTURES) -> dict[str, Any]:
     """The result: by file, its format, weights, dropped keys by reason, what was baked, and the differences."""
     rows = {}
-    for folder, names in SOURCES.items():
-        for name in names:
-            with tempfile.TemporaryDirectory() as temporary:
-                expected = fixtures / folder / "expected.safetensors"
-                report = convert(fixtures / folder / name, Path(temporary) / "out", expected=expected)
-            rows[f"{folder}/{name}"] = {
+    with tempfile.TemporaryDirectory() as temporary:
+        sources = {
+            f"{folder}/{name}": (fixtures / folder / name, fixtures / folder / "expected.safetensors")
+            for folder, names in SOURCES.items()
+            for name in names
+        }
+        for mode in sorted((fixtures.parent / "lgq_official").glob("lgq_*")):
+            sources[f"{mode.name}/best_model.pt"] = official_source(mode, Path(temporary) / mode.name)
+        sources["JanusVQVAE"] = janus_source(Path(temporary) / "janus")
+        for number, (name, (source, expected)) in enumerate(sources.items()):
+            report = convert(source, Path(temporary) / f"out{number}", expected=expected)
+            rows[name] = {
                 "format": report["format"],
                 "weights": report["source"]["weights"],
                 "dropped": _by_reason(report["dropped"]),
@@ -52,18 +65,63 @@ def measure(fixtures: Path = FIXTURES) -> dict[str, Any]:
                 "recorded": report["verification"]["recorded"],
                 "beside_diffusers": report["verification"]["beside_diffusers"],
             }
-    return {
-        **provenance(),
-        "protocol": "fp32, recorded random-weight miniatures, square and oblong input",
-        "files": rows,
+    protocol = "fp32, random-weight miniatures, square and oblong input (official LGQ and Janus: square)"
+    return {**provenance(), "protocol": protocol, "files": rows}
+
+
+def official_source(mode: Path, folder: Path) -> tuple[Path, Path]:
+    """A recorded mode of the official LGQ code as its trainer's file, and the recording by the names compared here."""
+    folder.mkdir()
+    config = json.loads((mode / "official_config.json").read_text())
+    checkpoint = {"model_state_dict": load_file(mode / "official_model.safetensors"), "config": config, "epoch": 0}
+    torch.save(checkpoint, folder / "best_model.pt")
+    recorded = load_file(mode / "expected.safetensors")
+    latent, indices = recorded["latent"], recorded["indices"].long()
+    side = math.isqrt(latent.shape[2])
+    if "levels" in mode.name:  # one index per channel there, one token for all of them here
+        strides = [math.prod(config["lmb_levels"][i + 1 :]) for i in range(len(config["lmb_levels"]))]
+        indices = (indices * torch.tensor(strides)).sum(2)
+    expected = {
+        "images": recorded["images"],
+        "latent": latent.unflatten(2, (side, side)),
+        "indices": indices.unflatten(1, (side, side)),
+        "reconstruction": recorded["reconstruction"],
     }
+    save_file({name: tensor.contiguous() for name, tensor in expected.items()}, folder / "expected.safetensors")
+    return folder / "best_model.pt", folder / "expected.safetensors"
+
+
+@torch.no_grad()
+def janus_source(folder: Path) -> tuple[Path, Path]:
+    """A small random `JanusVQVAE` of transformers, saved, and what it gives.
+
+    Its codes have length 1 and its latents are normalised for it: that class leaves it out.
+    """
+    torch.manual_seed(0)
+    fields: dict[str, Any] = {"base_channels": 32, "channel_multiplier": [1, 1, 2], "latent_channels": 16}
+    model = JanusVQVAE(
+        JanusVQVAEConfig(**fields, num_res_blocks=1, embed_dim=4, num_embeddings=64, num_patches=16)
+    ).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    model.quantize.embedding.weight.copy_(F.normalize(torch.randn(64, 4), dim=1))
+    model.save_pretrained(folder)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    latent = model.quant_conv(model.encoder(images))
+    indices = model.quantize(F.normalize(latent, dim=1))[2].reshape(2, 16, 16)
+    expected = {
+        "images": images,
+        "latent": latent,
+        "indices": indices,
+        "reconstruction": model.decode(indices.flatten(1)),
+    }
+    save_file(expected, folder.with_suffix(".expected.safetensors"))
+    return folder, folder.with_suffix(".expected.safetensors")
 
 
 def _by_reason(dropped: dict[str, str]) -> dict[str, int]:
-    reasons: dict[str, int] = {}
-    for reason in dropped.values():
-        reasons[reason] = reasons.get(reason, 0) + 1
-    return reasons
+    """How many keys each kind of reason took: what stands before the colon."""
+    return dict(Counter(reason.partition(":")[0] for reason in dropped.values()))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -73,7 +131,7 @@ def table(result: dict[str, Any]) -> str:
     for name, row in result["files"].items():
         kind = FORMATS[row["format"]]
         parts = row["recorded"].values()
-        dropped = "; ".join(f"{count} of: {reason}" for reason, count in row["dropped"].items()) or "nothing"
+        dropped = ", ".join(f"{reason} ({count})" for reason, count in row["dropped"].items()) or "nothing"
         baked = "; ".join(f"{ours}: {how}" for ours, how in row["baked"].items()) or "nothing"
         worst = [f"{max(part[key] for part in parts):.1e}" for key in ("latents", "pixels")]
         tokens = f"{sum(part['tokens_wrong'] for part in parts)} of {sum(part['tokens'] for part in parts)}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from conversion.family import ENDS, MINUS_ONE_TO_ONE, Rules, compare, rename, vqgan_plan
+from conversion.family import ENDS, MINUS_ONE_TO_ONE, Rules, compare, reading, rename, vqgan_plan
 from conversion.plan import CheckpointError, Plan, Weights
 from conversion.weights import choose_lightning
 
@@ -21,6 +21,7 @@ RULES: Rules = [
 ]
 # the classes whose checkpoints are read, by the last parts of the name in a configuration
 TARGETS = {"taming.models.vqgan.VQModel": "taming", "IBQ.models.ibqgan.IBQ": "ibq"}
+YAML = "the YAML configuration"
 _QUANTIZER = {"taming": ("vq", "sq_l2"), "ibq": ("ibq", "dot")}
 
 
@@ -49,7 +50,8 @@ def plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, weights: 
     )
     made.dropped, made.weights = chosen.dropped, chosen.weights
     if config is not None:
-        compare_yaml(made, config)
+        with reading(YAML):
+            compare_yaml(made, config)
     return made
 
 
@@ -69,8 +71,9 @@ def image_size(config: Mapping[str, Any] | None) -> dict[str, int]:
     """The `resolution` of a project's YAML as a field of our configuration; nothing without one."""
     if config is None:
         return {}
-    resolution = arguments(config)["ddconfig"].get("resolution")
-    return {} if resolution is None else {"image_size": int(resolution)}
+    with reading(YAML):
+        resolution = arguments(config)["ddconfig"].get("resolution")
+        return {} if resolution is None else {"image_size": int(resolution)}
 
 
 def compare_yaml(made: Plan, config: Mapping[str, Any]) -> None:
@@ -104,7 +107,7 @@ def compare_yaml(made: Plan, config: Mapping[str, Any]) -> None:
         fields["n_embed"] = (given.get("n_embed"), None if table is None else table.shape[0])
     if said_levels is not None or list(ours.attention_levels):
         fields["levels of ddconfig.attn_resolutions"] = (said_levels, list(ours.attention_levels))
-    compare(fields, "the YAML configuration")
+    compare(fields, YAML)
 
 
 __all__ = ["RULES", "TARGETS", "arguments", "compare_yaml", "image_size", "plan"]

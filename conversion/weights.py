@@ -12,26 +12,26 @@ from conversion.plan import CheckpointError, Weights
 _EMA = "model_ema."
 # what Lightning and the projects' own trainers keep beside the weights
 _BOOKKEEPING = {
-    "optimizer_states": "optimizer",
-    "lr_schedulers": "learning rate schedule",
-    "callbacks": "callbacks' state",
-    "loops": "progress of the run",
-    "epoch": "progress of the run",
-    "global_step": "progress of the run",
-    "steps": "progress of the run",
-    "pytorch-lightning_version": "version of the trainer",
-    "hparams_name": "hyperparameters",
-    "hyper_parameters": "hyperparameters",
-    "datamodule_hparams_name": "hyperparameters",
-    "datamodule_hyper_parameters": "hyperparameters",
-    "args": "hyperparameters",
-    "MixedPrecision": "loss scale",
-    "native_amp_scaling_state": "loss scale",
-    "amp_scaling_state": "loss scale",
-    "scaler": "loss scale",
-    "optimizer": "optimizer",
-    "optimizer_disc": "optimizer of the discriminator",
-    "discriminator": "discriminator",
+    "optimizer_states": "trainer: optimizer",
+    "lr_schedulers": "trainer: learning rate schedule",
+    "callbacks": "trainer: callbacks' state",
+    "loops": "trainer: progress of the run",
+    "epoch": "trainer: progress of the run",
+    "global_step": "trainer: progress of the run",
+    "steps": "trainer: progress of the run",
+    "pytorch-lightning_version": "trainer: version of the trainer",
+    "hparams_name": "trainer: hyperparameters",
+    "hyper_parameters": "trainer: hyperparameters",
+    "datamodule_hparams_name": "trainer: hyperparameters",
+    "datamodule_hyper_parameters": "trainer: hyperparameters",
+    "args": "trainer: hyperparameters",
+    "MixedPrecision": "trainer: loss scale",
+    "native_amp_scaling_state": "trainer: loss scale",
+    "amp_scaling_state": "trainer: loss scale",
+    "scaler": "trainer: loss scale",
+    "optimizer": "trainer: optimizer",
+    "optimizer_disc": "trainer: optimizer of the discriminator",
+    "discriminator": "trainer: discriminator",
 }
 
 
@@ -52,9 +52,11 @@ class Chosen:
     weights: Literal["ema", "raw"]
 
 
-def is_state_dict(content: Mapping[str, Any]) -> bool:
-    """Whether all values are tensors."""
-    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
+def is_state_dict(content: Any) -> bool:
+    """Whether it is a dictionary of tensors by name."""
+    if not isinstance(content, Mapping) or not content:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
 
 
 def bookkeeping(content: Mapping[str, Any], weights_at: set[str]) -> dict[str, str]:
@@ -69,7 +71,7 @@ def bookkeeping(content: Mapping[str, Any], weights_at: set[str]) -> dict[str, s
             f"expected beside the weights what the known trainers write, got {shorten(unknown)}: take the weights out "
             "of the file, and convert those"
         )
-    return {name: _BOOKKEEPING[name] for name in others}
+    return {name: _BOOKKEEPING[name] for name in sorted(others)}
 
 
 def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -109,7 +111,7 @@ def choose_lightning(content: Mapping[str, Any], weights: Weights, frozen: froze
     if weights == "ema" and not averages:
         raise CheckpointError("--weights ema: the file has no moving averages (no key begins with 'model_ema.')")
     if weights == "raw" or not averages:
-        dropped |= dict.fromkeys(averages.values(), "moving average; the optimised weights were asked for")
+        dropped |= dict.fromkeys(averages.values(), "moving average: the optimised weights were asked for")
         return Chosen({name: state[key] for name, key in model.items()}, model, dropped, "raw")
     origin = {}
     for name, key in model.items():
@@ -118,10 +120,10 @@ def choose_lightning(content: Mapping[str, Any], weights: Weights, frozen: froze
             raise CheckpointError(f"the file has moving averages, but none for {name}: --weights raw takes the others")
         origin[name] = key if average is None else average
         if average is not None:
-            dropped[key] = "optimised weight; its moving average is used"
+            dropped[key] = "optimised weights: their moving average is used"
     for name, key in averages.items():
         if name.removeprefix(_EMA) in ("decay", "num_updates"):
-            dropped[key] = "progress of the moving average"
+            dropped[key] = "moving average: its progress"
         elif name.startswith((_EMA + "loss", _EMA + "discriminator")):
             dropped[key] = "loss: discriminator and perceptual network"
         else:
@@ -145,9 +147,9 @@ def choose_entry(content: Mapping[str, Any], weights: Weights) -> Chosen:
         raise CheckpointError(f"expected weights under '{entry}', the file has {shorten(sorted(content))}")
     dropped = bookkeeping(content, {"ema", "model"})
     if entry == "ema" and "model" in content:
-        dropped["model"] = "optimised weights; their moving average is used"
+        dropped["model"] = "optimised weights: their moving average is used"
     if entry == "model" and "ema" in content:
-        dropped["ema"] = "moving average; the optimised weights were asked for"
+        dropped["ema"] = "moving average: the optimised weights were asked for"
     names = strip_wrappers(content[entry])
     origin = {name: f"{entry}.{key}" for name, key in names.items()}
     chosen: Literal["ema", "raw"] = "ema" if entry == "ema" else "raw"

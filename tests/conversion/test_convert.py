@@ -223,7 +223,7 @@ def test_a_dry_run_prints_the_mapping_and_writes_nothing(
     printed = capsys.readouterr().out
     assert "model_ema.encoderconv_inweight -> encoder.stem.weight (32, 3, 3, 3)" in printed
     assert "quantizer.codebook (256, 32)  (embedding_proj(embedding), in float64)" in printed
-    assert "encoder.conv_in.weight -> dropped: optimised weight; its moving average is used" in printed
+    assert "encoder.conv_in.weight -> dropped: optimised weights: their moving average is used" in printed
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -356,7 +356,10 @@ def test_what_stands_beside_the_weights() -> None:
     checkpoint = official(**VECTOR)
     more = {key: {} for key in ["optimizer_state_dict", "disc_state_dict", "opt_disc_state_dict", "train_history"]}
     dropped = plan({**checkpoint, **more, "global_step": 3}).dropped
-    assert dropped["disc_state_dict"] == "discriminator" and dropped["optimizer_state_dict"] == "optimizer"
+    assert (
+        dropped["disc_state_dict"] == "trainer: discriminator"
+        and dropped["optimizer_state_dict"] == "trainer: optimizer"
+    )
     assert dropped["opt_disc_state_dict"] == "optimizer of the discriminator"
     assert {"epoch", "run_name", "train_history", "global_step"} <= dropped.keys()
     assert not {"config", "model_type", "model_state_dict"} & dropped.keys()

@@ -87,7 +87,7 @@ def test_the_original_layout_of_janus_is_llamagens(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "multi_modality", "gen_vision_config": {}}))
     report = convert(tmp_path, tmp_path / "out")
     assert report["format"] == "janus" and len(report["source"]["sha256"]) == 2
-    assert report["dropped"]["gen_vision_model.quantize.codebook_used"] == "statistic of training"
+    assert report["dropped"]["gen_vision_model.quantize.codebook_used"] == "trainer: statistic"
     assert report["dropped"]["vision_model.model-00001-of-00002.safetensors"] == "not of the image tokenizer"
     model = LGQTokenizer.from_pretrained(tmp_path / "out")
     expected = recorded("llamagen_a")
@@ -129,7 +129,7 @@ def test_codes_are_decoded_at_length_one_whatever_is_stored(family: Path) -> Non
 def test_either_set_of_weights_and_only_what_is_there(family: Path) -> None:
     content = read_weights([family / "llamagen_a" / "checkpoint.pt"])
     assert plan(content, "auto").weights == "ema" and plan(content, "raw").weights == "raw"
-    assert plan(content, "auto").dropped["model"] == "optimised weights; their moving average is used"
+    assert plan(content, "auto").dropped["model"] == "optimised weights: their moving average is used"
     released = read_weights([family / "llamagen_a" / "checkpoint_release.pt"])
     assert plan(released, "auto").weights == "raw"
     with pytest.raises(CheckpointError, match="expected weights under 'ema', the file has model"):

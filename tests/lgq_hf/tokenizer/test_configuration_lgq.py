@@ -209,3 +209,53 @@ def test_a_contradiction_in_a_file_is_refused(tmp_path: Path) -> None:
 def test_accepts(fields: dict[str, Any]) -> None:
     config = LGQConfig(**fields)
     assert {name: getattr(config, name) for name in fields} == fields
+
+
+VQGAN = {"backbone": "vqgan", "base_channels": 32, "latent_channels": 12}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"stem_channels": 64},
+            r"stem_channels=64 has a meaning for backbone='vqgan' only, got 'lgq': leave it at None",
+        ),
+        ({"attention_levels": [1]}, "attention_levels=\\[1\\] has a meaning for backbone='vqgan' only"),
+        ({"norm_eps": 1e-5}, "norm_eps=1e-05 has a meaning for backbone='vqgan' only"),
+        ({**VQGAN, "legacy_decoder": True}, "legacy_decoder=True has a meaning for backbone='lgq' only, got 'vqgan'"),
+        ({**VQGAN, "num_attention_heads": 2}, "num_attention_heads=2 has a meaning for backbone='lgq' only"),
+        ({**VQGAN, "norm_num_groups": 24}, r"norm_num_groups=24 does not divide the stage widths \[32, 64\]"),
+        ({**VQGAN, "stem_channels": 48}, r"norm_num_groups=32 does not divide the stage widths \[48\]"),
+        ({**VQGAN, "attention_levels": [5, -1]}, r"attention_levels must lie in 0\.\.4, one per stage, got \[5, -1\]"),
+        ({**VQGAN, "num_mid_blocks": 0}, "num_mid_blocks must be at least 1, got 0"),
+        ({**VQGAN, "stem_channels": 0}, "stem_channels must be at least 1, got 0"),
+        ({**VQGAN, "norm_eps": 0.0}, "norm_eps must be positive and finite, got 0.0"),
+        ({"quantizer": "ibq"}, "quantizer='ibq' has distance='dot', got 'sq_l2'"),
+        ({"quantizer": "vq", "distance": "l2"}, "quantizer='vq' has distance='sq_l2' or 'cosine', got 'l2'"),
+        ({"quantizer": "vq", "temperature": 0.5}, "temperature=0.5 has a meaning for quantizer='lgq' only, got 'vq'"),
+        ({"quantizer": "lfq", "lambda_peak": 0.1}, "lambda_peak=0.1 has a meaning for quantizer='lgq' only"),
+        ({"quantizer": "lfq", "codebook_size": 12}, r"quantizer='lfq' has codebook_size = 2 \*\* bits, got 12"),
+        ({"quantizer": "lfq", "codebook_size": 1}, r"quantizer='lfq' has codebook_size = 2 \*\* bits, got 1"),
+        (
+            {**VQGAN, "quantizer": "lfq", "codebook_size": 32},
+            "makes a token of 5 channels, which do not divide the 12",
+        ),
+    ],
+)
+def test_fields_of_other_backbones_and_quantizers(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        LGQConfig(**fields)
+
+
+@pytest.mark.parametrize(("fields"), [{"encoder_out_kernel": 2}, {"downsample": "max_pool"}, {"quantizer": "gumbel"}])
+def test_values_that_no_member_of_the_family_has(fields: dict[str, Any]) -> None:
+    with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(fields))):
+        LGQConfig(**{**VQGAN, **fields})
+
+
+def test_signs_make_tokens_by_groups_of_channels() -> None:
+    config = LGQConfig(**VQGAN, quantizer="lfq", codebook_size=16, image_size=64)
+    assert config.tokens_per_position == 3
+    assert config.num_image_tokens == 48
+    assert config.bits_per_pixel == pytest.approx(12 / 256)
