@@ -360,7 +360,7 @@ def test_what_stands_beside_the_weights() -> None:
         dropped["disc_state_dict"] == "trainer: discriminator"
         and dropped["optimizer_state_dict"] == "trainer: optimizer"
     )
-    assert dropped["opt_disc_state_dict"] == "optimizer of the discriminator"
+    assert dropped["opt_disc_state_dict"] == "trainer: optimizer of the discriminator"
     assert {"epoch", "run_name", "train_history", "global_step"} <= dropped.keys()
     assert not {"config", "model_type", "model_state_dict"} & dropped.keys()
     with pytest.raises(CheckpointError, match="trainer does not save ema_state_dict: take out"):
