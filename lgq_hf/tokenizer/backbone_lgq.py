@@ -58,7 +58,7 @@ class LGQAttentionBlock(GradientCheckpointingLayer):
 
     def _heads(self, hidden_states: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, heads, h*w, D/heads)."""
-        return hidden_states.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+        return hidden_states.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3).contiguous()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """See the class."""

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lgq_hf import LGQConfig, LGQModel, LGQTokenizer
+from lgq_hf.tokenizer.backbone_lgq import LGQAttentionBlock
+from lgq_hf.tokenizer.backbone_vqgan import VQGANAttentionBlock
+from tests.largest_tensor import LargestTensor
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -395,3 +398,17 @@ def test_compiled_without_graph_breaks(
         )
         with pytest.raises(RuntimeError, match=rf"must lie in \[0, {model.config.codebook_size}\)"):
             decode(tokens + model.config.codebook_size)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [LGQAttentionBlock(16, 4), VQGANAttentionBlock(16, LGQConfig(backbone="vqgan", norm_num_groups=4))],
+    ids=["lgq", "vqgan"],
+)
+@torch.no_grad()
+def test_attention_never_holds_all_pairs_of_positions(block: nn.Module) -> None:
+    """The fused kernel on a CPU takes channels in the last dimension only; else memory grows with the fourth power."""
+    hidden_states = torch.randn(1, 16, 24, 24)
+    with LargestTensor() as largest:
+        block(hidden_states)
+    assert largest.elements <= hidden_states.numel()
