@@ -56,7 +56,7 @@ def janus_plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, wei
     made = _plan("janus", chosen, rules)
     if config is not None:
         with reading("config.json"):
-            _compare_transformers(made, config)
+            _compare_config(made, config)
     return made
 
 
@@ -89,11 +89,12 @@ def _plan(format: str, chosen: Chosen, rules: Rules) -> Plan:
     return made
 
 
-def _compare_transformers(made: Plan, config: Mapping[str, Any]) -> None:
+def _compare_config(made: Plan, config: Mapping[str, Any]) -> None:
     given = config.get("vq_config", config)
     ours = made.config
     if not isinstance(given, Mapping):
         raise CheckpointError("expected vq_config as a dictionary in config.json")
+    original = (config.get("gen_vision_config") or {}).get("params") or {}
     widths = [ours.base_channels * multiplier for multiplier in ours.channel_multiplier]
     said = None
     if given.get("base_channels") is not None and given.get("channel_multiplier") is not None:
@@ -108,6 +109,8 @@ def _compare_transformers(made: Plan, config: Mapping[str, Any]) -> None:
             "in_channels": (given.get("in_channels"), ours.in_channels),
             "out_channels": (given.get("out_channels"), ours.in_channels),
             "double_latent": (given.get("double_latent"), False),
+            "gen_vision_config.params.image_token_size": (original.get("image_token_size"), ours.codebook_size),
+            "gen_vision_config.params.n_embed": (original.get("n_embed"), ours.quantizer_dim),
         },
         "config.json",
     )

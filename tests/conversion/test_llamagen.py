@@ -84,7 +84,11 @@ def test_the_original_layout_of_janus_is_llamagens(
         )
     index = {name: shard for shard, inside in shards.items() for name in inside}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "multi_modality", "gen_vision_config": {}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {"model_type": "multi_modality", "gen_vision_config": {"params": {"image_token_size": 512, "n_embed": 8}}}
+        )
+    )
     report = convert(tmp_path, tmp_path / "out")
     assert report["format"] == "janus" and len(report["source"]["sha256"]) == 2
     assert report["dropped"]["gen_vision_model.quantize.codebook_used"] == "trainer: statistic"
@@ -108,6 +112,13 @@ def test_a_configuration_that_differs_is_refused(field: str) -> None:
     ):
         janus_plan(content, said, "auto")
     assert janus_plan(content, FIELDS, "auto").config.codebook_size == 64
+
+
+@pytest.mark.parametrize(("field", "value"), [("image_token_size", 16384), ("n_embed", 8)])
+def test_the_configuration_of_the_original_janus_is_compared(field: str, value: int) -> None:
+    config = {"model_type": "multi_modality", "gen_vision_config": {"cls": "VQ-16", "params": {field: value}}}
+    with pytest.raises(CheckpointError, match=rf"gen_vision_config\.params\.{field}: {value} there"):
+        janus_plan(dict(janus().state_dict()), config, "auto")
 
 
 def test_janus_has_no_averages() -> None:
