@@ -11,11 +11,12 @@ from conversion.plan import CheckpointError
 _PREFERRED = ("model.yaml", "config.yaml")
 
 
-def find_configs(weights: Path, given: Path | None) -> dict[str, Mapping[str, Any]]:
-    """Configurations by kind, `"yaml"` and `"json"`.
+def find_configs(weights: Path, given: Path | None, kind: str) -> dict[str, Mapping[str, Any]]:
+    """The configuration of a kind, `"yaml"` or `"json"`, by that kind; empty where there is none.
 
     Args:
         weights: the checkpoint's file (the first, where there are several).
+        kind: what the format reads; files of other kinds are left alone.
         given: the file that was named, or `None` to look beside the weights: for a YAML there and, where they lie in a
             folder `checkpoints`, in its neighbour `configs`; for config.json.
 
@@ -26,23 +27,26 @@ def find_configs(weights: Path, given: Path | None) -> dict[str, Mapping[str, An
     if given is not None:
         if not given.is_file():
             raise CheckpointError(f"--config {given}: no such file")
-        kind = "json" if given.suffix == ".json" else "yaml"
+        if ("json" if given.suffix == ".json" else "yaml") != kind:
+            raise CheckpointError(f"--config {given}: the format of this checkpoint reads {kind.upper()}")
         return {kind: _read(given, kind)}
-    found = {}
-    folders = [weights.parent]
-    if weights.parent.name == "checkpoints":
-        folders.append(weights.parent.parent / "configs")
-    if (path := _yaml(weights, folders)) is not None:
-        found["yaml"] = _read(path, "yaml")
-    if (weights.parent / "config.json").is_file():
-        config = _read(weights.parent / "config.json", "json")
-        if {"_class_name", "model_type", "architectures"} & set(config):  # of diffusers, open-muse or transformers
-            found["json"] = config
-    return found
+    if kind == "yaml":
+        folders = [weights.parent]
+        if weights.parent.name == "checkpoints":
+            folders.append(weights.parent.parent / "configs")
+        path = _yaml(weights, folders)
+        return {} if path is None else {"yaml": _read(path, "yaml")}
+    path = weights.parent / "config.json"
+    if not path.is_file():
+        return {}
+    config = _read(path, "json")
+    known = {"_class_name", "model_type", "architectures"} & set(config)  # of diffusers, open-muse or transformers
+    return {"json": config} if known else {}
 
 
 def _yaml(weights: Path, folders: list[Path]) -> Path | None:
     paths = sorted(path for folder in folders for pattern in ("*.yaml", "*.yml") for path in folder.glob(pattern))
+    paths = [path for path in paths if not path.name.startswith(".")]
     named = [path for path in paths if path.name in (f"{weights.stem}.yaml", *_PREFERRED)]
     project = [path for path in paths if path.name.endswith("-project.yaml")]  # as taming's trainer names it
     for candidates in (named, project, paths):

@@ -6,15 +6,17 @@ python -m conversion.convert last.ckpt --output vqgan-f16          # with model.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging
 
 from conversion.configs import find_configs
-from conversion.formats import FORMATS, check_choice, recognise
+from conversion.formats import FORMATS, check_choice, possible, recognise
 from conversion.plan import CheckpointError, Plan, Weights
 from conversion.read import own_tensors, read_weights, sha256_of, weight_files
 from conversion.verify import check_model, compare_recorded
@@ -48,15 +50,14 @@ def make_plan(
     """
     files = weight_files(source)
     content = read_weights(files)
-    configs = find_configs(files[0], config) if use_config else {}
+    kind = FORMATS[possible(content)[0] if format == "auto" else format].config
+    if config is not None and kind is None:
+        raise CheckpointError(f"--config {config}: the format of this checkpoint has no configuration")
+    configs = find_configs(files[0], config, kind) if use_config and kind else {}
     if format == "auto":
         format = recognise(content, configs)
     else:
         check_choice(format, configs)
-    kind = FORMATS[format].config
-    if config is not None and kind not in configs:
-        expected = f"reads {kind.upper()}" if kind else "has no configuration"
-        raise CheckpointError(f"--config {config}: the format {format} {expected}")
     return FORMATS[format].plan(content, configs.get(kind) if kind else None, weights), files
 
 
@@ -86,9 +87,17 @@ def convert(
     Raises:
         CheckpointError: for everything that cannot be converted or does not pass; nothing is written then.
     """
-    check_output(output, overwrite=overwrite)
+    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
+        raise CheckpointError(
+            f"expected an identifier of the Hub as licence, such as mit or cc-by-nc-4.0, got {license!r}"
+        )
+    output = output.resolve()
+    beside = [path for path in (config, expected) if path is not None]
+    check_output(output, overwrite=overwrite, read=[*weight_files(source), *beside])
     plan, files = make_plan(source, format=format, weights=weights, config=config, use_config=use_config)
-    tensors = own_tensors(plan.tensors)
+    # by the source's names, which are those that an error should say
+    owned = own_tensors({plan.sources[ours]: tensor for ours, tensor in plan.tensors.items()})
+    tensors = {ours: owned[plan.sources[ours]] for ours in plan.tensors}
     digests = sha256_of(files)
     plan.config.converted_from = {
         "format": plan.format,
@@ -99,8 +108,9 @@ def convert(
         "code_license": FORMATS[plan.format].code_licence,
         "license": license or "not stated",
     }
-    model = LGQModel(plan.config).eval()
-    model.load_state_dict(tensors)
+    with torch.device("meta"):
+        model = LGQModel(plan.config).eval()
+    model.load_state_dict(tensors, assign=True)
     verification = check_model(model)
     if expected is not None:
         verification["recorded"] = compare_recorded(model, expected)
@@ -180,8 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
             license=options.license,
             overwrite=options.overwrite,
         )
-    except CheckpointError as error:
-        print(f"{options.source}: not converted, nothing was written: {error}", file=sys.stderr)
+    except (CheckpointError, OSError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        print(f"{options.source}: not converted, nothing was written: {reason}", file=sys.stderr)
         return 1
     used, dropped = len(report["mapping"]), len(report["dropped"])
     print(

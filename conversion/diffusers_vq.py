@@ -46,15 +46,14 @@ def plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, weights: 
         name: tensor[..., None, None] if ".attentions." in name and tensor.ndim == 2 else tensor
         for name, tensor in ((names[key], tensor) for key, tensor in chosen.tensors.items())
     }
-    size = config.get("sample_size")
     made = vqgan_plan(
         format,
         tensors,
         {names[name]: key for name, key in chosen.origin.items()},
         ZERO_TO_ONE if format == "amused" else MINUS_ONE_TO_ONE,
         quantizer="vq",
+        **_image_size(config),
         norm_num_groups=config.get("norm_num_groups", 32),
-        **({"image_size": size} if isinstance(size, int) else {}),
     )
     made.dropped, made.weights = chosen.dropped, chosen.weights
     with reading("config.json"):
@@ -70,19 +69,31 @@ def _compare(made: Plan, config: Mapping[str, Any]) -> None:
     fields = {
         "block_out_channels": (
             _list(config.get("block_out_channels")),
-            [ours.base_channels * multiplier for multiplier in ours.channel_multiplier],
+            ours.stage_channels,
         ),
         "layers_per_block": (config.get("layers_per_block"), ours.num_res_blocks),
         "in_channels": (config.get("in_channels"), ours.in_channels),
         "out_channels": (config.get("out_channels"), ours.in_channels),
         "latent_channels": (config.get("latent_channels"), ours.latent_channels),
         "num_vq_embeddings": (config.get("num_vq_embeddings"), ours.codebook_size),
-        "vq_embed_dim": (config.get("vq_embed_dim"), ours.quantizer_dim),
+        "vq_embed_dim": (_code_dim(config), ours.quantizer_dim),
         "mid_block_add_attention": (config.get("mid_block_add_attention"), ours.mid_attention),
         "down_block_types": (_list(config.get("down_block_types")), down),
         "up_block_types": (_list(config.get("up_block_types")), up),
     }
     compare(fields, "config.json")
+
+
+def _image_size(config: Mapping[str, Any]) -> dict[str, int]:
+    """`sample_size`, unless it is 32: diffusers' default, which says nothing of the pictures."""
+    size = config.get("sample_size")
+    return {"image_size": size} if isinstance(size, int) and size != 32 else {}
+
+
+def _code_dim(config: Mapping[str, Any]) -> Any:
+    """`vq_embed_dim`, which is `latent_channels` where it is not stated."""
+    stated = config.get("vq_embed_dim")
+    return config.get("latent_channels") if stated is None else stated
 
 
 def _list(value: Any) -> list[Any] | None:

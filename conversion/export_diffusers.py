@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from lgq_hf import LGQModel
+from lgq_hf import LGQConfig, LGQModel
 
 # our names to diffusers', in the order in which they are tried
 _RULES = [
@@ -58,13 +58,20 @@ def export_diffusers(model: LGQModel) -> tuple[dict[str, Any], dict[str, Tensor]
     config = model.config
     if config.quantizer not in ("vq", "simvq"):
         raise ValueError(
-            f"quantizer='{config.quantizer}' cannot be exported: diffusers' VQModel takes the nearest code, so only "
-            "'vq' and 'simvq' mean the same there"
+            f"quantizer='{config.quantizer}' cannot be exported: diffusers' VQModel takes the nearest code"
         )
     settings, tensors = diffusers_net(model)
     table = model.quantizer.get_parameter("codebook").detach()
     tensors["quantize.embedding.weight"] = F.normalize(table, dim=1) if config.distance == "cosine" else table.clone()
     return settings, tensors
+
+
+def unsupported(config: LGQConfig) -> str | None:
+    """The field, with its value, that keeps a net from being a `VQModel`; `None` for one that can be."""
+    for name, value in _FIXED.items():
+        if getattr(config, name) != value:
+            return f"{name}={getattr(config, name)!r}"
+    return "code_dim=None" if config.code_dim is None else None
 
 
 def diffusers_net(model: LGQModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -74,11 +81,8 @@ def diffusers_net(model: LGQModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ValueError: for a net that `VQModel` does not have, naming the field of the configuration.
     """
     config = model.config
-    for name, value in _FIXED.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"{name}={getattr(config, name)!r} cannot be exported: diffusers' VQModel has {value!r}")
-    if config.code_dim is None:
-        raise ValueError("code_dim=None cannot be exported: diffusers' VQModel has convolutions around the quantizer")
+    if (field := unsupported(config)) is not None:
+        raise ValueError(f"{field} cannot be exported: diffusers' VQModel has no such net")
     levels = range(len(config.channel_multiplier))
     attention = [level in config.attention_levels for level in levels]
     down = ["AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in attention]
@@ -86,7 +90,7 @@ def diffusers_net(model: LGQModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings = {
         "_class_name": "VQModel",
         "act_fn": "silu",
-        "block_out_channels": [config.base_channels * multiplier for multiplier in config.channel_multiplier],
+        "block_out_channels": config.stage_channels,
         "down_block_types": down,
         "up_block_types": up,
         "in_channels": config.in_channels,
@@ -118,4 +122,4 @@ def _name(ours: str) -> str:
     return theirs
 
 
-__all__ = ["diffusers_net", "export_diffusers"]
+__all__ = ["diffusers_net", "export_diffusers", "unsupported"]

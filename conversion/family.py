@@ -14,6 +14,7 @@ from lgq_hf import LGQConfig, LGQModel
 
 Rules = list[tuple[str, str]]
 
+_LONGEST_KEY = 200
 # what the layers of a residual or attention block are called elsewhere
 _LAYERS = {
     "nin_shortcut": "shortcut",
@@ -54,6 +55,8 @@ def rename(keys: Iterable[str], rules: Rules) -> dict[str, str]:
         CheckpointError: for keys that no rule fits, and for two keys with one name.
     """
     keys = list(keys)
+    if long := [key for key in keys if len(key) > _LONGEST_KEY]:
+        raise CheckpointError(f"{len(long)} keys are longer than {_LONGEST_KEY} characters: {long[0]:.40}...")
     levels = 1 + max(
         (int(m[1]) for key in keys if (m := re.match(r"encoder\.\w+\.(\d+)\.(?:block|res)", key))), default=0
     )
@@ -100,6 +103,11 @@ def infer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     to_emb = _shape(tensors, "encoder.to_emb.weight", 4)
     blocks = _count(tensors, "encoder.stages.0.blocks")
     extra = _count(tensors, "decoder.stages.0.blocks") - blocks
+    out = _shape(tensors, "decoder.out.weight", 4)
+    if out[0] != stem[1]:
+        raise CheckpointError(
+            f"the encoder takes {stem[1]} channels and the decoder gives {out[0]}: expected the same"
+        )
     attention = [i for i in range(levels) if f"encoder.stages.{i}.attentions.0.q.weight" in tensors]
     decoder = [i for i in range(levels) if f"decoder.stages.{levels - 1 - i}.attentions.0.q.weight" in tensors]
     if attention != decoder:
@@ -212,7 +220,7 @@ def reading(where: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{where} has a value of another kind than expected: {error}") from error
 
 

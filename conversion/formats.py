@@ -94,6 +94,8 @@ FORMATS = {
 _TARGETS = {
     "taming.models.vqgan.VQModel": "taming",
     "taming.models.vq.VQModel": "simvq",
+    "ldm.models.autoencoder.VQModel": "taming",  # latent-diffusion's, the same net and names
+    "ldm.models.autoencoder.VQModelInterface": "taming",
     "IBQ.models.ibqgan.IBQ": "ibq",
     "Open_MAGVIT2.models.lfqgan.VQModel": "magvit2",
     "WeTok.models.lfqgan.VQModel": "wetok",
@@ -121,30 +123,40 @@ def weight_names(content: Mapping[str, Any]) -> list[str]:
     return [re.sub(r"^(?:module\.|_orig_mod\.)+", "", name) for name in names]
 
 
+def possible(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The formats whose names a file's tensors have; several where only a configuration tells.
+
+    Raises:
+        CheckpointError: where it is none of [`FORMATS`].
+    """
+    if lgq_official.recognise(content):
+        return ("lgq_official",)
+    names = weight_names(content)
+    taming.refuse_gumbel(names)
+    fitting = [formats for pattern, formats in _LAYOUTS if any(re.match(pattern, name) for name in names)]
+    if not fitting:
+        raise CheckpointError(_unknown(content, names))
+    if not any(re.search(r"(^|\.)decoder\.", name) for name in names):
+        raise CheckpointError("the checkpoint has an encoder and no decoder: tokens could not become pictures again")
+    return fitting[0]
+
+
 def recognise(content: Mapping[str, Any], configs: Configs) -> str:
     """Name of a file's format.
 
     Args:
         content: the file.
-        configs: by kind (`"yaml"`, `"json"`), the configurations that came along.
+        configs: by kind (`"yaml"`, `"json"`), the configuration that came along.
 
     Raises:
         CheckpointError: where it is none of [`FORMATS`], where several fit and nothing tells which, and where the
             configuration names another.
     """
-    if lgq_official.recognise(dict(content)):
-        return "lgq_official"
-    names = weight_names(content)
-    fitting: tuple[str, ...] = next(
-        (formats for pattern, formats in _LAYOUTS if any(re.match(pattern, name) for name in names)), ()
-    )
-    if not fitting:
-        raise CheckpointError(_unknown(content, names))
-    if not any(re.search(r"(^|\.)decoder\.", name) for name in names):
-        raise CheckpointError("the checkpoint has an encoder and no decoder: tokens could not become pictures again")
-    if FORMATS[fitting[0]].config == "json":
+    fitting = possible(content)
+    kind = FORMATS[fitting[0]].config
+    if kind == "json":
         return _by_json(fitting, configs.get("json"))
-    if "yaml" not in configs or FORMATS[fitting[0]].config is None:
+    if kind is None or "yaml" not in configs:
         if len(fitting) > 1:
             raise CheckpointError(
                 f"{' and '.join(fitting)} keep the same tensors and look codes up differently: give the YAML that "
@@ -155,7 +167,7 @@ def recognise(content: Mapping[str, Any], configs: Configs) -> str:
     named = format_of(target)
     if named is None:
         raise CheckpointError(
-            f"the YAML configuration names the class {target!r}, which is none of the known {shorten(_TARGETS)}. "
+            f"the YAML configuration names the class {target!r:.100}, which is none of the known {shorten(_TARGETS)}. "
             f"If its net is the same, say so: --format {'|'.join(fitting)}"
         )
     if named not in fitting:
@@ -200,8 +212,8 @@ def check_choice(name: str, configs: Configs) -> None:
 
 
 def _unknown(content: Mapping[str, Any], names: list[str]) -> str:
-    seen = shorten(names) if names else f"no tensors but the entries {shorten(map(str, content))}"
-    return f"expected a checkpoint of {', '.join(FORMATS)}; none of them has {seen}"
+    seen = shorten(names) if names else f"no tensors by name, but the entries [{shorten(map(str, content))}]"
+    return f"expected a checkpoint of {', '.join(FORMATS)}; the file has {seen}"
 
 
-__all__ = ["FORMATS", "Format", "check_choice", "format_of", "recognise", "target_of", "weight_names"]
+__all__ = ["FORMATS", "Format", "check_choice", "format_of", "possible", "recognise", "target_of", "weight_names"]

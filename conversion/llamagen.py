@@ -95,13 +95,12 @@ def _compare_config(made: Plan, config: Mapping[str, Any]) -> None:
     if not isinstance(given, Mapping):
         raise CheckpointError("expected vq_config as a dictionary in config.json")
     original = (config.get("gen_vision_config") or {}).get("params") or {}
-    widths = [ours.base_channels * multiplier for multiplier in ours.channel_multiplier]
     said = None
     if given.get("base_channels") is not None and given.get("channel_multiplier") is not None:
         said = [given["base_channels"] * multiplier for multiplier in given["channel_multiplier"]]
     compare(
         {
-            "base_channels times channel_multiplier": (said, widths),
+            "base_channels times channel_multiplier": (said, ours.stage_channels),
             "num_res_blocks": (given.get("num_res_blocks"), ours.num_res_blocks),
             "latent_channels": (given.get("latent_channels"), ours.latent_channels),
             "embed_dim": (given.get("embed_dim"), ours.quantizer_dim),

@@ -99,6 +99,7 @@ def _compare_quantizer(made: Plan, config: Mapping[str, Any]) -> None:
         fields = {
             "n_embed": (given.get("n_embed"), ours.codebook_size),
             "num_codebooks": (given.get("num_codebooks"), ours.tokens_per_position),
+            "gan_decoder": (given.get("gan_decoder"), False),
         }
     else:
         table = given["quantconfig"]["params"] if given.get("quantconfig") else {}

@@ -49,12 +49,11 @@ def _compare(made: Plan, config: Mapping[str, Any]) -> None:
     ours = made.config
     if config.get("_class_name") not in (None, "MaskGitVQGAN"):
         raise CheckpointError(f"config.json is of a {config['_class_name']}, expected MaskGitVQGAN")
-    widths = [ours.base_channels * multiplier for multiplier in ours.channel_multiplier]
     said = None
     if config.get("hidden_channels") is not None and config.get("channel_mult") is not None:
         said = [config["hidden_channels"] * multiplier for multiplier in config["channel_mult"]]
     fields = {
-        "hidden_channels times channel_mult": (said, widths),
+        "hidden_channels times channel_mult": (said, ours.stage_channels),
         "num_res_blocks": (config.get("num_res_blocks"), ours.num_res_blocks),
         "num_channels": (config.get("num_channels"), ours.in_channels),
         "z_channels": (config.get("z_channels"), ours.latent_channels),

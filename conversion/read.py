@@ -16,6 +16,7 @@ from conversion.plan import CheckpointError
 
 MAX_BYTES = 16 * 2**30  # of all the tensors that a conversion keeps, in fp32
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_WITHIN = ("checkpoints", "vqvae")  # taming's and SEED-Voken's runs; pipelines of diffusers
 _INDICES = (".safetensors.index.json", ".bin.index.json")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -89,6 +90,13 @@ def read_weights(files: list[Path]) -> dict[str, Any]:
     return merged
 
 
+def _is_variant(name: str, names: set[str]) -> bool:
+    """Whether it is a variant, such as NAME.fp16.safetensors, of a file that is there without."""
+    stem, _, suffix = name.rpartition(".")
+    base, _, variant = stem.rpartition(".")
+    return variant in ("fp16", "bf16", "non_ema") and f"{base}.{suffix}" in names
+
+
 def _plain_name(name: str) -> bool:
     return name not in ("", "..") and PurePosixPath(name).name == name == PureWindowsPath(name).name
 
@@ -122,6 +130,11 @@ def weight_files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise CheckpointError(f"'{source}' does not exist")
     found = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
+    within = [source / name for name in _WITHIN if (source / name).is_dir()]
+    if within and not any(path.name.endswith((*_SUFFIXES, *_INDICES)) for path in found):
+        return weight_files(within[0])  # a release as it is published: the weights in a folder of their own
+    names_here = {path.name for path in found}
+    found = [path for path in found if not _is_variant(path.name, names_here)]
     candidates = {path: _shards(path) for path in found if path.name.endswith(_INDICES)}
     shards = {file for files in candidates.values() for file in files}
     candidates |= {path: [path] for path in found if path.suffix in _SUFFIXES and path not in shards}

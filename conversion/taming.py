@@ -1,6 +1,6 @@
 """taming-transformers' VQGAN (MIT) and SEED-Voken's IBQ (Apache-2.0): the same net and names, two lookups."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from conversion.family import ENDS, MINUS_ONE_TO_ONE, Rules, compare, reading, rename, vqgan_plan
@@ -19,8 +19,6 @@ RULES: Rules = [
     (r"(encoder|decoder)\.mid\.block_2\.(\w+\.\w+)", r"\1.mid.blocks.1.@\2"),
     (r"(encoder|decoder)\.mid\.attn_1\.(\w+\.\w+)", r"\1.mid.attentions.0.@\2"),
 ]
-# the classes whose checkpoints are read, by the last parts of the name in a configuration
-TARGETS = {"taming.models.vqgan.VQModel": "taming", "IBQ.models.ibqgan.IBQ": "ibq"}
 YAML = "the YAML configuration"
 _QUANTIZER = {"taming": ("vq", "sq_l2"), "ibq": ("ibq", "dot")}
 
@@ -32,11 +30,7 @@ def plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, weights: 
         CheckpointError: for what is not such a checkpoint, and for a configuration that differs from the tensors.
     """
     chosen = choose_lightning(content, weights)
-    if "quantize.embed.weight" in chosen.tensors:
-        raise CheckpointError(
-            "the checkpoint has quantize.embed and quantize.proj: it is taming's GumbelVQ, whose tokens come from a "
-            "learned projection to K logits. There is no such lookup here"
-        )
+    refuse_gumbel(chosen.tensors)
     names = rename(chosen.tensors, RULES)
     quantizer, distance = _QUANTIZER[format]
     made = vqgan_plan(
@@ -53,6 +47,15 @@ def plan(content: Mapping[str, Any], config: Mapping[str, Any] | None, weights: 
         with reading(YAML):
             compare_yaml(made, config)
     return made
+
+
+def refuse_gumbel(names: Iterable[str]) -> None:
+    """Refuses taming's GumbelVQ by its keys (`CheckpointError`)."""
+    if "quantize.embed.weight" in names:
+        raise CheckpointError(
+            "the checkpoint has quantize.embed and quantize.proj: it is taming's GumbelVQ, whose tokens come from a "
+            "learned projection to K logits. There is no such lookup here"
+        )
 
 
 def arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -85,8 +88,7 @@ def compare_yaml(made: Plan, config: Mapping[str, Any]) -> None:
     said_levels = None
     if resolutions is not None and net.get("resolution") is not None:
         said_levels = [level for level in range(levels) if net["resolution"] / 2**level in resolutions]
-    stem = ours.stem_channels or ours.base_channels * ours.channel_multiplier[0]
-    widths = [ours.base_channels * multiplier for multiplier in ours.channel_multiplier]
+    stem = ours.stem_channels or ours.stage_channels[0]
     said_widths = None
     if net.get("ch") is not None and net.get("ch_mult") is not None:
         said_widths = [net["ch"] * multiplier for multiplier in net["ch_mult"]]
@@ -94,20 +96,22 @@ def compare_yaml(made: Plan, config: Mapping[str, Any]) -> None:
     table = made.tensors.get("quantizer.codebook")
     fields = {
         "ddconfig.ch": (net.get("ch"), stem),
-        "ddconfig.ch times ddconfig.ch_mult": (said_widths, widths),
+        "ddconfig.ch times ddconfig.ch_mult": (said_widths, ours.stage_channels),
         "ddconfig.num_res_blocks": (net.get("num_res_blocks"), ours.num_res_blocks),
         "ddconfig.z_channels": (net.get("z_channels"), ours.latent_channels),
         "ddconfig.in_channels": (net.get("in_channels"), ours.in_channels),
         "ddconfig.out_ch": (net.get("out_ch"), ours.in_channels),
         "ddconfig.double_z": (net.get("double_z"), False),
         "embed_dim": (given.get("embed_dim"), code_dim),
+        "levels of ddconfig.attn_resolutions": (said_levels, list(ours.attention_levels)),
+        "ddconfig.attn_type": (net.get("attn_type"), "vanilla"),
+        "ddconfig.resamp_with_conv": (net.get("resamp_with_conv"), True),
+        "remap": (given.get("remap"), None),
         "l2_normalize": (given.get("l2_normalize"), False),
     }
     if ours.quantizer != "lfq":
         fields["n_embed"] = (given.get("n_embed"), None if table is None else table.shape[0])
-    if said_levels is not None or list(ours.attention_levels):
-        fields["levels of ddconfig.attn_resolutions"] = (said_levels, list(ours.attention_levels))
     compare(fields, YAML)
 
 
-__all__ = ["RULES", "TARGETS", "arguments", "compare_yaml", "image_size", "plan"]
+__all__ = ["RULES", "YAML", "arguments", "compare_yaml", "image_size", "plan"]

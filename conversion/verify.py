@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conversion.export_diffusers import diffusers_net
+from conversion.export_diffusers import diffusers_net, unsupported
 from conversion.plan import CheckpointError
 from lgq_hf import LGQModel
 
@@ -29,6 +29,14 @@ def fixed_input(model: LGQModel, height: int, width: int) -> Tensor:
     return (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).clamp(-1, 1)
 
 
+def _sizes(model: LGQModel) -> list[tuple[int, int]]:
+    """256 x 256 and 256 x 384, or less where attention would see more than 64 x 64 positions of the former."""
+    config = model.config
+    finest = min([*config.attention_levels, len(config.channel_multiplier) - 1])
+    scale = min(1, 64 * 2**finest / 256) if config.backbone == "vqgan" else 1
+    return [(int(height * scale), int(width * scale)) for height, width in _SIZES]
+
+
 @torch.no_grad()
 def check_model(model: LGQModel) -> dict[str, Any]:
     """Runs a model on a square and an oblong input, and compares it with diffusers' `VQModel` where that can hold it.
@@ -41,10 +49,16 @@ def check_model(model: LGQModel) -> dict[str, Any]:
             where the comparison exceeds [`TOLERANCE`].
     """
     report: dict[str, Any] = {"inputs": [], "codes_used": []}
-    for size in _SIZES:
+    table = getattr(model.quantizer, "codebook", None)
+    if table is not None and len(table) > 1 and bool((table == table[0]).all()):
+        raise CheckpointError("all codes of the table are equal: the codebook was never trained")
+    for size in _sizes(model):
         pixels = fixed_input(model, *size)
-        encoded = model.encode(pixels)
-        decoded = model.decode(encoded.image_tokens).decoded_pixel_values
+        try:
+            encoded = model.encode(pixels)
+            decoded = model.decode(encoded.image_tokens).decoded_pixel_values
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the converted model does not run: {error}") from error
         if not (torch.isfinite(encoded.last_hidden_state).all() and torch.isfinite(decoded).all()):
             raise CheckpointError("the converted model gives values that are not finite: its weights are broken")
         if not torch.equal(decoded, model(pixels).decoded_pixel_values):
@@ -56,21 +70,20 @@ def check_model(model: LGQModel) -> dict[str, Any]:
 
 
 def _beside_diffusers(model: LGQModel) -> dict[str, Any] | str:
-    try:
-        settings, tensors = diffusers_net(model)
-    except ValueError as error:
-        return f"not compared: {error}"
+    if (field := unsupported(model.config)) is not None:
+        return f"diffusers' VQModel has no such net ({field})"
     try:
         diffusers = importlib.import_module("diffusers")
     except ImportError:
-        return "not compared: diffusers is not installed"
+        return "diffusers is not installed"
+    settings, tensors = diffusers_net(model)
     with torch.device("meta"):
         other = diffusers.VQModel.from_config(settings)
     table = torch.zeros(model.config.codebook_size, model.config.quantizer_dim)  # latents pass it by below
     other.load_state_dict({**tensors, "quantize.embedding.weight": table}, assign=True)
     other.eval()
     found: dict[str, list[float]] = {"latents": [], "pixels": []}
-    for size in _SIZES:
+    for size in _sizes(model):
         pixels = fixed_input(model, *size)
         encoded = model.encode(pixels)
         decoded = other.decode(encoded.quantized_last_hidden_state, force_not_quantize=True).sample

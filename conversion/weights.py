@@ -137,6 +137,9 @@ def choose_entry(content: Mapping[str, Any], weights: Weights) -> Chosen:
     Raises:
         CheckpointError: where the set that was asked for is not there.
     """
+    content = {entry: value for entry, value in content.items() if value is not None}
+    if is_state_dict(content.get("state_dict")):
+        content = content["state_dict"]
     if is_state_dict(content):
         if weights == "ema":
             raise CheckpointError("--weights ema: the file is one state dict, without moving averages")

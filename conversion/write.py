@@ -1,6 +1,8 @@
 """The folder that a conversion writes: model, processor, card and report, whole or not at all."""
 
 import json
+import os
+import re
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -14,6 +16,9 @@ from lgq_hf import LGQImageProcessor, LGQModel, __version__
 from lgq_hf.files import atomic_folder
 
 REPORT = "conversion.json"
+_WRITTEN = re.compile(
+    r"(config|preprocessor_config|conversion)\.json|README\.md|\w+\.py|__pycache__|model.*\.(safetensors|json)"
+)
 _LOOKUPS = {
     ("vq", "sq_l2"): "the nearest code",
     ("vq", "cosine"): "the code at the smallest angle; codes are decoded at length 1",
@@ -24,20 +29,33 @@ _LOOKUPS = {
 _WEIGHTS = {"ema": "the moving averages (EMA)", "raw": "those that were optimised"}
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuses a place where something stands that is no earlier conversion (`CheckpointError`)."""
+def check_output(output: Path, *, overwrite: bool, read: list[Path] | None = None) -> None:
+    """Refuses a place that cannot be written, or where something stands that is no earlier conversion.
+
+    Args:
+        output: the folder to write.
+        overwrite: whether an earlier conversion may be replaced, if it holds what a conversion writes and no more.
+        read: files that the conversion reads, which must not lie in it.
+
+    Raises:
+        CheckpointError: with what stands there.
+    """
+    if inside := [str(path) for path in read or [] if output in path.resolve().parents]:
+        raise CheckpointError(f"{output} would replace what is read from it: {', '.join(inside)}. Take another folder")
+    parent = next(path for path in output.parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise CheckpointError(f"{output} cannot be written: {parent} is no folder that may be written to")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not output.is_dir():
         raise CheckpointError(f"expected a folder to write, and {output} is a file")
-    if not (overwrite and (output / REPORT).is_file()):
+    if not overwrite:
+        raise CheckpointError(f"{output} is not empty: take another folder, or --overwrite an earlier conversion")
+    if not (output / REPORT).is_file():
+        raise CheckpointError(f"{output} is not empty: --overwrite replaces conversions (with {REPORT}) only")
+    if foreign := sorted(path.name for path in output.iterdir() if not _WRITTEN.fullmatch(path.name)):
         raise CheckpointError(
-            f"{output} is not empty: take another folder"
-            + (
-                f"; --overwrite replaces conversions (with {REPORT}) only"
-                if overwrite
-                else ", or --overwrite an earlier conversion"
-            )
+            f"{output} holds more than a conversion, and --overwrite would delete {', '.join(foreign)}"
         )
 
 
@@ -122,7 +140,7 @@ def _verified(verification: dict[str, Any]) -> str:
     ]
     beside = verification["beside_diffusers"]
     if isinstance(beside, str):
-        lines.append(f"Beside an independent implementation of the net: {beside}.")
+        lines.append(f"Beside an independent implementation of the net: not compared, {beside}.")
     else:
         lines.append(
             f"Beside the same weights in diffusers {beside['diffusers']}: largest difference of latents "

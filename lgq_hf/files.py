@@ -44,7 +44,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
     A folder that was at `path` is replaced as a whole.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # through a link, what it leads to is replaced
     temporary, old = temporary_name(path), path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)  # a kill fell between the two renames below
@@ -53,14 +53,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            _fsync(file)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
     except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for file in temporary.rglob("*"):
-        _fsync(file)
-    if path.exists():
-        path.rename(old)
-    temporary.rename(path)
     _fsync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

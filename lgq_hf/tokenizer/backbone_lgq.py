@@ -85,7 +85,7 @@ class LGQEncoder(nn.Module):
 
     def __init__(self, config: LGQConfig) -> None:
         super().__init__()
-        widths = [config.base_channels * m for m in config.channel_multiplier]
+        widths = config.stage_channels
         self.stem = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         last = len(widths) - 1
         self.stages = nn.ModuleList(_stage(width, config, last=i == last) for i, width in enumerate(widths))
@@ -114,7 +114,7 @@ class LGQDecoder(nn.Module):
 
     def __init__(self, config: LGQConfig) -> None:
         super().__init__()
-        widths = [config.base_channels * m for m in config.channel_multiplier]
+        widths = config.stage_channels
         if config.legacy_decoder:
             widths[1:] = [max(32, config.latent_channels)] * (len(widths) - 1)
         widths.reverse()

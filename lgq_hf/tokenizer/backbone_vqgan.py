@@ -165,7 +165,7 @@ class VQGANEncoder(nn.Module):
 
     def __init__(self, config: LGQConfig) -> None:
         super().__init__()
-        widths = [config.base_channels * m for m in config.channel_multiplier]
+        widths = config.stage_channels
         stem = config.stem_channels or widths[0]
         self.stem = nn.Conv2d(config.in_channels, stem, 3, padding=1, bias=config.conv_bias)
         self.stages = nn.ModuleList(
@@ -197,7 +197,7 @@ class VQGANDecoder(nn.Module):
 
     def __init__(self, config: LGQConfig) -> None:
         super().__init__()
-        widths = [config.base_channels * m for m in config.channel_multiplier][::-1]
+        widths = config.stage_channels[::-1]
         blocks = config.num_res_blocks + config.decoder_extra_block
         last = len(widths) - 1
         self.from_emb = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)

@@ -125,7 +125,7 @@ class LGQConfig(PreTrainedConfig):
     attention_levels: list[int] | tuple[int, ...] = ()
     mid_attention: bool = True
     norm_num_groups: int = 32
-    norm_eps: float = 1e-6
+    norm_eps: float | int = 1e-6
     conv_bias: bool = True
     downsample: Literal["asymmetric_conv", "conv", "avg_pool"] = "asymmetric_conv"
     upsample: Literal["nearest_conv", "depth_to_space"] = "nearest_conv"
@@ -149,6 +149,11 @@ class LGQConfig(PreTrainedConfig):
     min_perplexity: float | int = 0.0
     image_size: int = 256
     converted_from: dict[str, str] | None = None
+
+    @property
+    def stage_channels(self) -> list[int]:
+        """Channels of each stage, from full resolution downwards."""
+        return [self.base_channels * multiplier for multiplier in self.channel_multiplier]
 
     @property
     def spatial_downsample_factor(self) -> int:
@@ -185,6 +190,8 @@ class LGQConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.code_dim is not None and self.code_dim < 1:
             raise ValueError(f"code_dim must be at least 1 or None, got {self.code_dim}")
+        if self.image_size > 2**16:
+            raise ValueError(f"image_size is the side of a picture in pixels, at most {2**16}, got more")
         if not self.channel_multiplier or min(self.channel_multiplier) < 1:
             raise ValueError(f"channel_multiplier needs a positive width per stage, got {self.channel_multiplier}")
         for name, backbone in _READ_BY.items():
@@ -206,10 +213,13 @@ class LGQConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 < self.norm_eps < math.inf:
             raise ValueError(f"norm_eps must be positive and finite, got {self.norm_eps}")
-        widths = {self.base_channels * multiplier for multiplier in self.channel_multiplier}
-        if uneven := sorted(w for w in {*widths, *filter(None, [self.stem_channels])} if w % self.norm_num_groups):
+        if uneven := sorted(
+            w for w in {*self.stage_channels, *filter(None, [self.stem_channels])} if w % self.norm_num_groups
+        ):
             raise ValueError(f"norm_num_groups={self.norm_num_groups} does not divide the stage widths {uneven}")
         stages = range(len(self.channel_multiplier))
+        if list(self.attention_levels) != sorted(set(self.attention_levels)):
+            raise ValueError(f"attention_levels must rise and not repeat, got {self.attention_levels}")
         if outside := [level for level in self.attention_levels if level not in stages]:
             raise ValueError(f"attention_levels must lie in 0..{stages[-1]}, one per stage, got {outside}")
 
@@ -223,8 +233,10 @@ class LGQConfig(PreTrainedConfig):
                 self._refuse_unread(name, "quantizer='lgq'", f"'{self.quantizer}'")
         if self.quantizer == "lfq":
             bits = self.codebook_size.bit_length() - 1
-            if self.codebook_size != 1 << bits or bits < 1:
-                raise ValueError(f"quantizer='lfq' has codebook_size = 2 ** bits, got {self.codebook_size}")
+            if self.codebook_size != 1 << bits or not 1 <= bits <= 62:
+                raise ValueError(
+                    f"quantizer='lfq' has codebook_size = 2 ** bits with 1 to 62 bits, got {self.codebook_size}"
+                )
             if self.quantizer_dim % bits:
                 raise ValueError(
                     f"quantizer='lfq' with codebook_size={self.codebook_size} makes a token of {bits} channels, which "

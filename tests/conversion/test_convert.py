@@ -264,7 +264,7 @@ def _rewrite(
         (lambda s: s.update({"quantize.embedding.weight": torch.zeros(256, 31)}), r"\(256, 31\) where quantizer"),
         (lambda s: s.pop("encoder.norm_out.bias"), r"nothing for 1 of the model's tensors: encoder.norm_out.bias"),
         (lambda s: s.update({"encoder.extra.weight": torch.zeros(3)}), r"1 keys that this format does not have: enc"),
-        (lambda s: s.update({"decoder.conv_out.bias": torch.zeros(3, dtype=torch.int32)}), r"decoder\.out\.bias"),
+        (lambda s: s.update({"decoder.conv_out.bias": torch.zeros(3, dtype=torch.int32)}), r"decoder\.conv_out\.bias"),
         (lambda s: s.update({"decoder.conv_out.weight": torch.zeros(1).expand(3, 32, 3, 3)[:, :, :, :2]}), r"shape"),
     ],
 )
@@ -297,3 +297,82 @@ def test_a_half_precision_checkpoint_becomes_fp32(family: Path, tmp_path: Path) 
     assert {tensor.dtype for tensor in held.values()} == {torch.float32}
     original = torch.load(source, weights_only=True)["quantize.embedding.weight"]
     assert torch.equal(held["quantizer.codebook"], original.float())
+
+
+# Places and files that people have
+
+
+def test_a_release_as_it_is_published(family: Path, tmp_path: Path) -> None:
+    """Runs of taming and SEED-Voken, and a diffusers pipeline with a half precision variant, by their root folders."""
+    for name in ("checkpoints", "configs"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    shutil.copy(family / "simvq_a/checkpoint.ckpt", tmp_path / "run/checkpoints/last.ckpt")
+    shutil.copy(family / "simvq_a/config.yaml", tmp_path / "run/configs/2024-01-01T00-00-00-project.yaml")
+    assert make_plan(tmp_path / "run")[0].config.image_size == 128
+    shutil.copytree(family / "amused_a/checkpoint", tmp_path / "pipeline/vqvae")
+    (tmp_path / "pipeline/model_index.json").write_text("{}")
+    weights = tmp_path / "pipeline/vqvae/diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    plan, files = make_plan(tmp_path / "pipeline")
+    assert plan.format == "amused" and files == [weights]
+
+
+def test_unrelated_files_beside_a_format_without_configuration(family: Path, tmp_path: Path) -> None:
+    source = shutil.copy(family / "llamagen_a/checkpoint_release.pt", tmp_path / "vq_ds16_c2i.pt")
+    for name in ("a.yaml", "b.yaml", "config.json"):
+        (tmp_path / name).write_text("[1, {")
+    assert make_plan(Path(source))[0].format == "llamagen"
+    with pytest.raises(CheckpointError, match="the format of this checkpoint has no configuration"):
+        make_plan(Path(source), config=tmp_path / "a.yaml")
+
+
+def test_overwriting_never_deletes_what_it_did_not_write(family: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    convert(family / "wetok_a/checkpoint.ckpt", output)
+    source = shutil.copy(family / "simvq_a/checkpoint.ckpt", output / "mine.ckpt")
+    with pytest.raises(CheckpointError, match="would replace what is read from it"):
+        convert(Path(source), output, format="simvq", use_config=False, overwrite=True)
+    with pytest.raises(CheckpointError, match=r"would delete mine\.ckpt"):
+        convert(family / "simvq_a/checkpoint.ckpt", output, overwrite=True)
+    assert Path(source).exists()
+    Path(source).unlink()
+    before = (output / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="differs from what its source recorded"):
+        convert(
+            family / "simvq_a/checkpoint.ckpt",
+            output,
+            weights="raw",
+            expected=family / "simvq_a/expected.safetensors",
+            overwrite=True,
+        )
+    assert (output / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("place", [".", "file/out", "/proc/nothing/out", "x" * 300])
+def test_places_that_cannot_be_written_end_in_one_line(
+    place: str, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert main([str(family / "wetok_a/checkpoint.ckpt"), "--output", place]) == 1
+    assert "not converted, nothing was written: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("license", ["mit\ntags: [x]", "", "a b"])
+def test_a_licence_is_an_identifier(license: str, family: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected an identifier of the Hub as licence"):
+        convert(family / "wetok_a/checkpoint.ckpt", tmp_path / "out", license=license)
+
+
+def test_a_table_of_equal_codes_is_refused(family: Path, tmp_path: Path) -> None:
+    source = _rewrite(family, tmp_path, lambda s: s["quantize.embedding.weight"].zero_())
+    with pytest.raises(CheckpointError, match="all codes of the table are equal: the codebook was never trained"):
+        convert(source, tmp_path / "out")
+
+
+def test_keys_of_absurd_length_are_refused(family: Path, tmp_path: Path) -> None:
+    source = _rewrite(family, tmp_path, lambda s: s.update({f"encoder.down.{'9' * 5000}.block.0.x": torch.ones(1)}))
+    with pytest.raises(CheckpointError, match="1 keys are longer than 200 characters"):
+        convert(source, tmp_path / "out")

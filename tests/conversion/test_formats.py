@@ -9,7 +9,7 @@ import torch
 
 from conversion.configs import find_configs
 from conversion.convert import make_plan
-from conversion.formats import FORMATS, check_choice, format_of, recognise, target_of, weight_names
+from conversion.formats import FORMATS, check_choice, format_of, possible, recognise, target_of, weight_names
 from conversion.plan import CheckpointError
 from conversion.read import read_weights, weight_files
 
@@ -56,7 +56,9 @@ def test_all_formats_but_two_are_among_the_files() -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_recorded_files_are_recognised(file: str, family: Path) -> None:
     files = weight_files(family / file)
-    assert recognise(read_weights(files), find_configs(files[0], None)) == FILES[file]
+    content = read_weights(files)
+    kind = FORMATS[possible(content)[0]].config
+    assert recognise(content, find_configs(files[0], None, kind) if kind else {}) == FILES[file]
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if "amused" not in file and "diffusers" not in file])
@@ -97,8 +99,8 @@ def test_yamls_without_a_class(config: dict[str, Any]) -> None:
 
 def test_an_unknown_class_is_refused_with_the_known_ones() -> None:
     with pytest.raises(CheckpointError) as caught:
-        recognise(TAMING, yaml("ldm.models.autoencoder.VQModelInterface"))
-    assert "names the class 'ldm.models.autoencoder.VQModelInterface'" in str(caught.value)
+        recognise(TAMING, yaml("some.models.VQModel"))
+    assert "names the class 'some.models.VQModel'" in str(caught.value)
     assert "taming.models.vqgan.VQModel" in str(caught.value) and "--format taming|ibq" in str(caught.value)
 
 
@@ -164,12 +166,12 @@ def test_an_encoder_alone_is_refused(tensors: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("content", "seen"),
     [
-        (names("layer1.0.conv1.weight", "fc.bias"), "none of them has layer1.0.conv1.weight, fc.bias"),
-        (names("encoder.layers.0.weight", "decoder.layers.0.weight"), "none of them has encoder.layers.0.weight"),
-        ({"state_dict": {}, "epoch": 3}, "no tensors but the entries state_dict, epoch"),
-        ({"epoch": 3}, "no tensors but the entries epoch"),
+        (names("layer1.0.conv1.weight", "fc.bias"), "the file has layer1.0.conv1.weight, fc.bias"),
+        (names("encoder.layers.0.weight", "decoder.layers.0.weight"), "the file has encoder.layers.0.weight"),
+        ({"state_dict": {}, "epoch": 3}, "no tensors by name, but the entries [state_dict, epoch]"),
+        ({"epoch": 3}, "no tensors by name, but the entries [epoch]"),
         ({}, "no tensors"),
-        ({"state_dict": {3: torch.zeros(1)}}, "none of them has"),
+        ({"state_dict": {3: torch.zeros(1)}}, "no tensors by name"),
     ],
 )
 def test_unrelated_files_are_refused(content: dict[Any, Any], seen: str) -> None:
@@ -190,3 +192,14 @@ def test_what_a_format_says_of_itself() -> None:
     assert {kind.config for kind in FORMATS.values()} == {None, "yaml", "json"}
     for name, kind in FORMATS.items():
         assert kind.url.startswith("https://github.com/") and kind.code_licence in ("MIT", "Apache-2.0"), name
+
+
+@pytest.mark.parametrize("target", ["ldm.models.autoencoder.VQModel", "ldm.models.autoencoder.VQModelInterface"])
+def test_latent_diffusions_class_is_tamings(target: str) -> None:
+    assert recognise(TAMING, yaml(target)) == "taming"
+
+
+def test_gumbel_says_why_whatever_its_yaml_says() -> None:
+    content = {**TAMING, **names("quantize.embed.weight", "quantize.proj.weight")}
+    with pytest.raises(CheckpointError, match="taming's GumbelVQ, whose tokens come from a learned projection"):
+        recognise(content, yaml("taming.models.vqgan.GumbelVQ"))

@@ -212,6 +212,9 @@ NETS: dict[str, tuple[str, Any]] = {
     "ddconfig.in_channels": ("ddconfig.in_channels", 1),
     "ddconfig.out_ch": ("ddconfig.out_ch", 4),
     "ddconfig.double_z": ("ddconfig.double_z", True),
+    "ddconfig.attn_type": ("ddconfig.attn_type", "linear"),
+    "ddconfig.resamp_with_conv": ("ddconfig.resamp_with_conv", False),
+    "remap": ("remap", "remap.npy"),
     "embed_dim": ("embed_dim", 31),
     "l2_normalize": ("l2_normalize", True),
     "levels of ddconfig.attn_resolutions": ("ddconfig.attn_resolutions", [16]),
@@ -219,8 +222,8 @@ NETS: dict[str, tuple[str, Any]] = {
 SIGNS: dict[str, tuple[str, Any]] = {**NETS, "n_embed": ("n_embed", 512)}
 # by format: by the name under which a field is compared, where it stands, and another value
 CHANGES: dict[str, dict[str, tuple[str, Any]]] = {
-    "magvit2": {**SIGNS, "num_codebooks": ("num_codebooks", 2)},
-    "wetok": SIGNS,  # the number of groups is taken from the YAML
+    "magvit2": {**SIGNS, "num_codebooks": ("num_codebooks", 2), "gan_decoder": ("gan_decoder", True)},
+    "wetok": {**SIGNS, "gan_decoder": ("gan_decoder", True)},  # the number of groups is taken from the YAML
     "simvq": {
         **NETS,
         "n_embed": ("n_embed", 255),
@@ -234,7 +237,7 @@ Content = tuple[Mapping[str, Any], dict[str, Any]]
 def content_of(format: str, family: Path) -> Content:
     """A recorded file and its YAML."""
     file = family / f"{format}_a" / "checkpoint.ckpt"
-    return read_weights([file]), copy.deepcopy(dict(find_configs(file, None)["yaml"]))
+    return read_weights([file]), copy.deepcopy(dict(find_configs(file, None, "yaml")["yaml"]))
 
 
 def put(config: dict[str, Any], where: str, value: Any) -> None:

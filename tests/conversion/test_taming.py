@@ -119,6 +119,9 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "ddconfig.in_channels": ("ddconfig.in_channels", 1),
     "ddconfig.out_ch": ("ddconfig.out_ch", 4),
     "ddconfig.double_z": ("ddconfig.double_z", True),
+    "ddconfig.attn_type": ("ddconfig.attn_type", "linear"),
+    "ddconfig.resamp_with_conv": ("ddconfig.resamp_with_conv", False),
+    "remap": ("remap", "remap.npy"),
     "embed_dim": ("embed_dim", 31),
     "n_embed": ("n_embed", 257),
     "l2_normalize": ("l2_normalize", True),
@@ -136,7 +139,7 @@ def format(request: pytest.FixtureRequest) -> str:
 def content(format: str, family: Path) -> Content:
     """A recorded file and its YAML."""
     file = family / RECORDED[format] / "checkpoint.ckpt"
-    return read_weights([file]), copy.deepcopy(dict(find_configs(file, None)["yaml"]))
+    return read_weights([file]), copy.deepcopy(dict(find_configs(file, None, "yaml")["yaml"]))
 
 
 def put(config: dict[str, Any], where: str, value: Any) -> None:

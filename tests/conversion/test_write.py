@@ -85,7 +85,7 @@ def test_other_folders_are_never_replaced(report: str | None, tmp_path: Path) ->
     (tmp_path / "thesis.tex").write_text("")
     if report:
         (tmp_path / REPORT).mkdir()
-    said = rf"is not empty: take another folder; --overwrite replaces conversions \(with {REPORT}\) only"
+    said = rf"is not empty: --overwrite replaces conversions \(with {REPORT}\) only"
     with pytest.raises(CheckpointError, match=said):
         check_output(tmp_path, overwrite=True)
 
@@ -152,8 +152,8 @@ def test_what_was_verified() -> None:
     assert "in diffusers 0.42.1: largest difference of latents 4.0e-06, of pixels 3.0e-05" in said
     assert "latents within 2.0e-06, pixels within 7.0e-06, 0 of 224 tokens different." in said
     assert "none were given" not in said
-    without = card("name", *planned("taming"), report_of(beside_diffusers="not compared: reason"))
-    assert "independent implementation of the net: not compared: reason." in without
+    without = card("name", *planned("taming"), report_of(beside_diffusers="reason"))
+    assert "independent implementation of the net: not compared, reason." in without
     assert "Not compared with tensors recorded from the source's own code: none were given" in without
 
 
@@ -212,3 +212,23 @@ def test_an_earlier_conversion_is_replaced_as_a_whole(small: tuple[LGQModel, Pla
     assert not (tmp_path / "out/model-00001-of-00002.safetensors").exists()
     shutil.rmtree(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_only_what_a_conversion_writes_is_replaced(tmp_path: Path) -> None:
+    for name in (REPORT, "model.safetensors", "config.json", "modeling_lgq.py"):
+        (tmp_path / name).write_text("")
+    check_output(tmp_path, overwrite=True)
+    (tmp_path / "vq.pt").write_text("")
+    with pytest.raises(CheckpointError, match=r"holds more than a conversion, and --overwrite would delete vq\.pt"):
+        check_output(tmp_path, overwrite=True)
+
+
+def test_what_is_read_does_not_lie_where_it_would_be_replaced(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"would replace what is read from it: .*model\.safetensors"):
+        check_output(tmp_path, overwrite=True, read=[tmp_path / "source" / "model.safetensors"])
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*file is no folder that may be written to"):
+        check_output(tmp_path / "file" / "out", overwrite=False)
