@@ -16,6 +16,7 @@ from conversion.configs import find_configs
 from conversion.plan import CheckpointError
 from conversion.read import read_weights
 from lgq_hf import LGQConfig, LGQModel
+from tests.conversion.renamed import their_name
 
 FORMATS = ["magvit2", "simvq", "wetok"]
 NET = {
@@ -37,27 +38,13 @@ LOOKUPS: dict[str, dict[str, Any]] = {
     "simvq": {"quantizer": "simvq", "codebook_size": 20},
     "wetok": {"quantizer": "lfq", "codebook_size": 16, "adaptive_group_norm": True},
 }
-# ours to theirs, in this order; <i> stands for L - 1 - i
+# of the names that are not common to the nets in this manner
 THEIRS = [
-    (r"encoder\.stem\.", "encoder.conv_in."),
-    (r"encoder\.to_emb\.", "encoder.conv_out."),
-    (r"decoder\.from_emb\.", "decoder.conv_in."),
-    (r"decoder\.out\.", "decoder.conv_out."),
-    (r"^quantizer\.codebook$", "quantize.embedding.weight"),
-    (r"encoder\.stages\.(\d+)\.blocks\.", r"encoder.down.\1.block."),
     (r"encoder\.downsamplers\.(\d+)\.conv\.", r"encoder.down.\1.downsample."),
-    (r"decoder\.stages\.(\d+)\.blocks\.", r"decoder.up.<\1>.block."),
     (r"decoder\.upsamplers\.(\d+)\.conv\.", r"decoder.up.<\1>.upsample.conv1."),
     (r"decoder\.adaptive_norms\.(\d+)\.", r"decoder.adaptive.<\1>."),
     (r"\.mid\.blocks\.", ".mid_block."),
-    (r"\.shortcut\.", ".nin_shortcut."),
 ]
-
-
-def their_name(ours: str, levels: int) -> str:
-    for pattern, template in THEIRS:
-        ours = re.sub(pattern, template, ours)
-    return re.sub(r"<(\d+)>", lambda level: str(levels - 1 - int(level[1])), ours)
 
 
 def net(format: str, **changes: Any) -> tuple[LGQConfig, dict[str, Tensor], dict[str, Tensor]]:
@@ -66,7 +53,7 @@ def net(format: str, **changes: Any) -> tuple[LGQConfig, dict[str, Tensor], dict
     with torch.device("meta"):
         shapes = LGQModel(config).state_dict()
     tensors = {name: torch.randn(tensor.shape) for name, tensor in shapes.items()}
-    theirs = {their_name(name, len(config.channel_multiplier)): tensor for name, tensor in tensors.items()}
+    theirs = {their_name(name, len(config.channel_multiplier), THEIRS): tensor for name, tensor in tensors.items()}
     if format == "simvq":
         channels = config.latent_channels
         theirs["quantize.embedding_proj.weight"] = torch.randn(channels, channels)

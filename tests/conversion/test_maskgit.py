@@ -1,7 +1,6 @@
 """The PyTorch MaskGIT-VQGAN: any net of its kind, and configurations that say something else."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from conversion import maskgit
 from conversion.plan import CheckpointError
 from conversion.read import read_weights
 from lgq_hf import LGQConfig, LGQModel
+from tests.conversion.renamed import their_name
 
 NET = {
     "backbone": "vqgan",
@@ -31,25 +31,11 @@ NET = {
     "quantizer": "vq",
     "codebook_size": 20,
 }
-# ours to theirs, in this order; <i> stands for L - 1 - i
+# of the names that are not common to the nets in this manner
 THEIRS = [
-    (r"encoder\.stem\.", "encoder.conv_in."),
-    (r"encoder\.to_emb\.", "encoder.conv_out."),
-    (r"decoder\.from_emb\.", "decoder.conv_in."),
-    (r"decoder\.out\.", "decoder.conv_out."),
-    (r"^quantizer\.codebook$", "quantize.embedding.weight"),
-    (r"encoder\.stages\.(\d+)\.blocks\.", r"encoder.down.\1.block."),
-    (r"decoder\.stages\.(\d+)\.blocks\.", r"decoder.up.<\1>.block."),
     (r"decoder\.upsamplers\.(\d+)\.conv\.", r"decoder.up.<\1>.upsample_conv."),
     (r"\.mid\.blocks\.", ".mid."),
-    (r"\.shortcut\.", ".nin_shortcut."),
 ]
-
-
-def their_name(ours: str, levels: int) -> str:
-    for pattern, template in THEIRS:
-        ours = re.sub(pattern, template, ours)
-    return re.sub(r"<(\d+)>", lambda level: str(levels - 1 - int(level[1])), ours)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +53,7 @@ def test_any_net(changes: dict[str, Any]) -> None:
     with torch.device("meta"):
         shapes = LGQModel(config).state_dict()
     tensors = {name: torch.randn(tensor.shape) for name, tensor in shapes.items()}
-    theirs = {their_name(name, len(config.channel_multiplier)): tensor for name, tensor in tensors.items()}
+    theirs = {their_name(name, len(config.channel_multiplier), THEIRS): tensor for name, tensor in tensors.items()}
     made = maskgit.plan(theirs, None, "auto")
     assert made.config.to_diff_dict() == config.to_diff_dict()
     assert made.tensors.keys() == tensors.keys()

@@ -15,6 +15,7 @@ from conversion.configs import find_configs
 from conversion.plan import CheckpointError
 from conversion.read import read_weights
 from lgq_hf import LGQConfig, LGQModel
+from tests.conversion.renamed import their_name
 
 NET = {
     "backbone": "vqgan",
@@ -26,33 +27,19 @@ NET = {
     "quantizer": "vq",
     "codebook_size": 12,
 }
-# ours to theirs, in this order; L - 1 - i stands for a decoder's level
+# of the names that are not common to the nets in this manner
 THEIRS = [
-    (r"encoder\.stem\.", "encoder.conv_in."),
-    (r"encoder\.to_emb\.", "encoder.conv_out."),
-    (r"decoder\.from_emb\.", "decoder.conv_in."),
-    (r"decoder\.out\.", "decoder.conv_out."),
     (r"^pre_quant\.", "quant_conv."),
     (r"^post_quant\.", "post_quant_conv."),
-    (r"^quantizer\.codebook$", "quantize.embedding.weight"),
-    (r"encoder\.stages\.(\d+)\.blocks\.", r"encoder.down.\1.block."),
     (r"encoder\.stages\.(\d+)\.attentions\.", r"encoder.down.\1.attn."),
     (r"encoder\.downsamplers\.(\d+)\.", r"encoder.down.\1.downsample."),
-    (r"decoder\.stages\.(\d+)\.blocks\.", r"decoder.up.<\1>.block."),
     (r"decoder\.stages\.(\d+)\.attentions\.", r"decoder.up.<\1>.attn."),
     (r"decoder\.upsamplers\.(\d+)\.", r"decoder.up.<\1>.upsample."),
     (r"mid\.blocks\.0\.", "mid.block_1."),
     (r"mid\.blocks\.1\.", "mid.block_2."),
     (r"mid\.attentions\.0\.", "mid.attn_1."),
-    (r"\.shortcut\.", ".nin_shortcut."),
     (r"\.proj\.", ".proj_out."),
 ]
-
-
-def their_name(ours: str, levels: int) -> str:
-    for pattern, template in THEIRS:
-        ours = re.sub(pattern, template, ours)
-    return re.sub(r"<(\d+)>", lambda level: str(levels - 1 - int(level[1])), ours)
 
 
 def net(**changes: Any) -> tuple[LGQConfig, dict[str, Tensor], dict[str, Tensor]]:
@@ -61,7 +48,11 @@ def net(**changes: Any) -> tuple[LGQConfig, dict[str, Tensor], dict[str, Tensor]
     with torch.device("meta"):
         shapes = LGQModel(config).state_dict()
     tensors = {name: torch.randn(tensor.shape) for name, tensor in shapes.items()}
-    return config, tensors, {their_name(name, len(config.channel_multiplier)): t for name, t in tensors.items()}
+    return (
+        config,
+        tensors,
+        {their_name(name, len(config.channel_multiplier), THEIRS): t for name, t in tensors.items()},
+    )
 
 
 @pytest.mark.parametrize(
