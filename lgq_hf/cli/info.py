@@ -32,6 +32,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     for name, parameter in checkpoint.model.named_parameters():
         part = name.partition(".")[0]
         parameters[_PARTS.get(part, part)] += parameter.numel()
+    normal = processor.do_normalize
     side = math.ceil(config.image_size / config.spatial_downsample_factor)
     return {
         "model": checkpoint.name,
@@ -40,7 +41,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "base_channels": config.base_channels,
         "channel_multiplier": list(config.channel_multiplier),
         "num_res_blocks": config.num_res_blocks,
-        "bottleneck_attention": config.bottleneck_attention,
+        "attention": config.has_attention,
         "latent_channels": config.latent_channels,
         "downsample_factor": config.spatial_downsample_factor,
         "quantizer": config.quantizer,
@@ -54,8 +55,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bits_per_pixel": config.bits_per_pixel,
         "bits_per_picture": config.num_image_tokens * math.log2(config.codebook_size),
         "parameters": {**parameters, "total": sum(parameters.values())},
-        "image_mean": np.broadcast_to(processor.image_mean, config.in_channels).tolist(),
-        "image_std": np.broadcast_to(processor.image_std, config.in_channels).tolist(),
+        "image_mean": np.broadcast_to(processor.image_mean if normal else 0.0, config.in_channels).tolist(),
+        "image_std": np.broadcast_to(processor.image_std if normal else 1.0, config.in_channels).tolist(),
+        "converted_from": config.converted_from,
         "weights_bytes": sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors")),
     }
 
@@ -63,17 +65,22 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 def as_text(facts: dict[str, Any]) -> str:
     """The facts as aligned lines for people."""
     stages = " ".join(map(str, facts["channel_multiplier"]))
-    attention = "with" if facts["bottleneck_attention"] else "no"
+    attention = "with" if facts["attention"] else "no"
+    quantizer = [facts["quantizer"], facts["codebook_mode"], facts["distance"]]
+    if facts["quantizer"] != "lgq":
+        quantizer = [facts["quantizer"], "signs" if facts["quantizer"] == "lfq" else facts["distance"]]
+    source = facts["converted_from"]
     size = facts["image_size"]
     rows = [
         ("model", facts["model"]),
         ("fingerprint", facts["fingerprint"][:SHORT]),
         ("weights", f"{facts['weights_bytes'] / 1e6:.2f} MB"),
+        *([("converted from", f"{source['file']} ({source['project']}, {source['weights']})")] if source else []),
         ("", ""),
         ("backbone", f"{facts['backbone']}, {facts['base_channels']} channels times {stages}"),
         ("", f"{facts['num_res_blocks']} residual blocks per stage, {attention} attention"),
         ("latent channels", facts["latent_channels"]),
-        ("quantizer", f"{facts['quantizer']}, {facts['codebook_mode']}, {facts['distance']}"),
+        ("quantizer", ", ".join(quantizer)),
         ("codebook", f"{facts['codebook_size']:,} codes of {facts['code_dim']} channels"),
         ("parameters", f"{facts['parameters']['total']:,}"),
         *((f"  {part}", f"{facts['parameters'].get(part, 0):,}") for part in ("encoder", "quantizer", "decoder")),

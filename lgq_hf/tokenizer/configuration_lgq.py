@@ -156,6 +156,13 @@ class LGQConfig(PreTrainedConfig):
         return [self.base_channels * multiplier for multiplier in self.channel_multiplier]
 
     @property
+    def has_attention(self) -> bool:
+        """Whether encoder and decoder attend anywhere."""
+        return (
+            self.bottleneck_attention if self.backbone == "lgq" else self.mid_attention or bool(self.attention_levels)
+        )
+
+    @property
     def spatial_downsample_factor(self) -> int:
         """Pixels per token along each side: 2 ** (number of stages - 1)."""
         return 2 ** (len(self.channel_multiplier) - 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from lgq_hf import LGQConfig, LGQModel
+from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from lgq_hf.cli.model import load_checkpoint
 
 Lgq = Callable[..., Any]
@@ -33,7 +33,7 @@ def test_json(lgq: Lgq, model_folder: Path) -> None:
         "base_channels": 8,
         "channel_multiplier": [1, 1, 1, 1],
         "num_res_blocks": 1,
-        "bottleneck_attention": False,
+        "attention": False,
         "latent_channels": 16,
         "downsample_factor": 8,
         "quantizer": "lgq",
@@ -48,6 +48,7 @@ def test_json(lgq: Lgq, model_folder: Path) -> None:
         "bits_per_picture": 384.0,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
+        "converted_from": None,
     }
 
 
@@ -162,3 +163,27 @@ def test_transformers_is_left_as_it_was(model_folder: Path) -> None:
     load_checkpoint(str(model_folder))
     assert logging.get_verbosity() == before
     assert logging.set_tqdm_hook(None) is None
+
+
+def test_a_converted_checkpoint_says_what_it_was_made_of(lgq: Lgq, tmp_path: Path) -> None:
+    config = LGQConfig(
+        backbone="vqgan",
+        base_channels=4,
+        channel_multiplier=[1, 1],
+        norm_num_groups=2,
+        mid_attention=False,
+        quantizer="lfq",
+        codebook_size=4,
+        latent_channels=6,
+        converted_from={"file": "last.ckpt", "project": "WeTok", "weights": "ema"},
+    )
+    LGQModel(config).save_pretrained(tmp_path)
+    LGQImageProcessor(do_normalize=False, pad_to_multiple_of=2).save_pretrained(tmp_path)
+    text = lgq("info", tmp_path).out
+    rows = dict(line.split("  ", 1) for line in text.splitlines() if "  " in line.strip())
+    values = {name: value.strip() for name, value in rows.items()}
+    assert values["converted from"] == "last.ckpt (WeTok, ema)"
+    assert values["quantizer"] == "lfq, signs"
+    assert "2 residual blocks per stage, no attention" in text
+    assert (values["pixel mean"], values["pixel deviation"]) == ("0 0 0", "1 1 1")
+    assert values["token grid"] == "128 x 128 x 3 for 256 x 256 pixels"
