@@ -156,6 +156,16 @@ def read_picture(source: Path | bytes) -> Image.Image:
         raise ValueError(reason_of(error)) from error
 
 
+def check_shorter_side(picture: Image.Image, size: int) -> None:
+    """Refuses (`ValueError`) a picture too long and thin to be resized until its shorter side has `size` pixels."""
+    resized = size * size * max(picture.size) // min(picture.size)
+    if Image.MAX_IMAGE_PIXELS is not None and resized > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{picture.width} x {picture.height} pixels is too long and thin for a size of {size}: it would have "
+            f"{resized} pixels before it is cropped"
+        )
+
+
 def _check_file(path: Path) -> None:
     """Refuses what cannot be opened like a file; opening a named pipe would wait for ever."""
     try:
@@ -185,4 +195,4 @@ def reason_of(error: Exception) -> str:
     return f"damaged or truncated: {text or type(error).__name__}"
 
 
-__all__ = ["SUFFIXES", "Source", "find_pictures", "open_picture", "read_picture", "reason_of"]
+__all__ = ["SUFFIXES", "Source", "check_shorter_side", "find_pictures", "open_picture", "read_picture", "reason_of"]

@@ -52,6 +52,16 @@ def _cpu() -> str:
     return platform.processor()
 
 
+def versions() -> dict[str, str | None]:
+    """Versions of this package and of what its numbers depend on; `None` for what is not installed."""
+    return {
+        "lgq_hf": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: _version(name) for name in ("transformers", "pillow", "numpy", "triton")},
+    }
+
+
 def provenance(*, strict: bool = True) -> dict[str, Any]:
     """Commit, versions (`None` for what is not installed) and hardware.
 
@@ -65,12 +75,7 @@ def provenance(*, strict: bool = True) -> dict[str, Any]:
         at = None
     return {
         "commit": at,
-        "versions": {
-            "lgq_hf": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            **{name: _version(name) for name in ("transformers", "pillow", "numpy", "triton")},
-        },
+        "versions": versions(),
         "hardware": {
             "cpu": _cpu(),
             "threads": torch.get_num_threads(),
@@ -79,4 +84,4 @@ def provenance(*, strict: bool = True) -> dict[str, Any]:
     }
 
 
-__all__ = ["commit", "provenance"]
+__all__ = ["commit", "provenance", "versions"]

@@ -1,23 +1,19 @@
 """Where training pictures come from: one of four kinds of sources, opened as numbered pictures or as a stream."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 from PIL import Image
 
-from lgq_hf import LGQImageProcessor
 from lgq_hf.pictures import find_pictures, read_picture
+from lgq_hf.stored_pictures import load_parquet, load_split, tells_splits, to_rgb
 
 if TYPE_CHECKING:
     from training.dataset_pictures import PictureStream
 
 KINDS = ("corpus", "folder", "dataset", "parquet")
-# Where a folder or file is named like this, splits are told by names, and one that no name tells does not exist.
-_SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "eval", "test", "testing"})
-_PROCESSOR = LGQImageProcessor()
 
 
 class Pictures(Protocol):
@@ -49,18 +45,6 @@ class FilePictures:
     def read(self, index: int) -> Image.Image:
         """The picture as RGB; raises ValueError with the reason where it cannot be read."""
         return to_rgb(read_picture(self.files[index]))
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A picture as RGB of 8 bits, by the rules of `LGQImageProcessor` (transparency over white, 16 bits rounded).
-
-    Raises:
-        ValueError: a mode whose range is not known, in one line.
-    """
-    if picture.mode == "RGB" and not picture.has_transparency_data:
-        return picture
-    pixels_3HW = _PROCESSOR.process_image(picture, do_convert_rgb=True, do_rescale=True)
-    return Image.fromarray(np.ascontiguousarray(pixels_3HW.transpose(1, 2, 0)))
 
 
 def open_source(
@@ -107,18 +91,13 @@ def open_source(
     from training import dataset_pictures  # which imports this file, and datasets where it is needed
 
     if kind == "dataset":
-        dataset = dataset_pictures.load_split(str(path), split, name=name, revision=revision, streaming=streaming)
+        dataset = load_split(str(path), split, name=name, revision=revision, streaming=streaming)
     else:
-        dataset = dataset_pictures.load_parquet(str(path), split, streaming=streaming)
+        dataset = load_parquet(str(path), split, streaming=streaming)
     label = f"{path} ({split})"
     if streaming:
         return dataset_pictures.PictureStream(dataset, image_column, label, shuffle_buffer=shuffle_buffer, seed=seed)
     return dataset_pictures.DatasetPictures(dataset, image_column, label, split)
-
-
-def tells_splits(names: Collection[str]) -> bool:
-    """Whether one of `names` is that of a split: then a split that is not among them does not exist."""
-    return not _SPLITS.isdisjoint(names)
 
 
 def _open_corpus(corpus: Path, split: str) -> FilePictures:

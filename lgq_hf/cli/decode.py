@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from lgq_hf.checkpoint import SHORT, Checkpoint, load_checkpoint
 from lgq_hf.files import atomic_file
 
-from .model import SHORT, Checkpoint, load_checkpoint
 from .output import check_output_folder
 from .report import Report
 from .token_file import TokenFile, read_tokens

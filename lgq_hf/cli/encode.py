@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lgq_hf.checkpoint import load_checkpoint
 from lgq_hf.pictures import find_pictures
 
-from .model import load_checkpoint
 from .output import check_output_file
 from .report import Report
 from .token_file import MOST_PICTURES, TokenFile, check_suffix, write_tokens

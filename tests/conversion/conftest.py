@@ -1,7 +1,7 @@
 """Where the recorded miniatures of other projects' checkpoints lie, and models converted from them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,26 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from conversion import verify
 from conversion.convert import convert
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "vqgan_family"
+_SIZES = verify._SIZES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_inputs() -> Iterator[None]:
+    """Conversions try models on small inputs, and on those as large as pictures in tests that use `large_inputs`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "_SIZES", ((64, 64), (64, 96)))
+        yield
+
+
+@pytest.fixture
+def large_inputs(monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[int, int], ...]:
+    """The inputs that conversions try models on, as they are outside of tests; they are in use again."""
+    monkeypatch.setattr(verify, "_SIZES", _SIZES)
+    return _SIZES
 
 
 @pytest.fixture(scope="session")

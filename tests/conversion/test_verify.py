@@ -55,15 +55,15 @@ def test_the_input_is_the_same_each_time_and_within_range(build_model: Build) ->
 # By itself, and beside diffusers
 
 
-def test_inputs_are_as_large_as_pictures_are() -> None:
-    (height, width), (other_height, other_width) = verify._SIZES
+def test_inputs_are_as_large_as_pictures_are(large_inputs: tuple[tuple[int, int], ...]) -> None:
+    (height, width), (other_height, other_width) = large_inputs
     assert height == width == other_height == 256 and other_width > 256
 
 
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("large_inputs")
 def test_a_whole_model_passes(model: LGQModel) -> None:
     report = check_model(model)
-    assert report["inputs"] == [[1, 3, 32, 32], [1, 3, 32, 48]]
+    assert report["inputs"] == [[1, 3, 256, 256], [1, 3, 256, 384]]
     assert all(1 < used <= 128 for used in report["codes_used"])
     beside = report["beside_diffusers"]
     assert beside["diffusers"] and 0 < beside["latents"] < TOLERANCE and 0 < beside["pixels"] < TOLERANCE

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from lgq_hf import LGQImageProcessor
+from lgq_hf.stored_pictures import read_stored, stored_name
 from training import samples
 from training.crops import center_crop, scaled_crop
-from training.dataset_pictures import PictureStream, read_stored, stored_name
+from training.dataset_pictures import PictureStream
 from training.loader import training_batches, validation_batches
 from training.pictures import FilePictures, Pictures, open_source
 from training.samples import Batch

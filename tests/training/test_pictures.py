@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from lgq_hf import LGQImageProcessor
-from training.dataset_pictures import PictureStream, read_stored, stored_name
-from training.pictures import Pictures, open_source, to_rgb
+from lgq_hf.stored_pictures import read_stored, stored_name, to_rgb
+from training.dataset_pictures import PictureStream
+from training.pictures import Pictures, open_source
 
 BROKEN = {
     "b.png": "truncated: the file ends before the picture does",
@@ -225,7 +226,9 @@ def test_options_that_do_not_belong_together(folder: Path) -> None:
 def test_without_datasets(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     for kind in ("dataset", "parquet"):
-        with pytest.raises(ModuleNotFoundError, match=r"read by the package datasets: pip install 'lgq_hf\[train\]'"):
+        with pytest.raises(
+            ModuleNotFoundError, match=r"read by the package datasets: pip install 'lgq_hf\[tokenize\]'"
+        ):
             open_source(kind, shards, "train")
 
 

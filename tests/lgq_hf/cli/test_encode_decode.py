@@ -166,7 +166,7 @@ def test_a_very_thin_picture_is_not_blown_up(tmp_path: Path, lgq: Lgq) -> None:
     Image.new("L", (1, 6000)).save(tmp_path / "thin.png")
     result = lgq("encode", tmp_path / "thin.png", "--size", "512", "-o", tmp_path / "t.npz")
     assert result.status == 1
-    assert "thin.png: 1 x 6000 pixels is too long and thin for --size 512" in result.err
+    assert "thin.png: 1 x 6000 pixels is too long and thin for a size of 512" in result.err
 
 
 def test_broken_pictures_are_listed_and_the_rest_is_done(

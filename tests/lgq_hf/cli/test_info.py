@@ -11,7 +11,7 @@ import torch
 from transformers.utils import logging
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
-from lgq_hf.cli.model import load_checkpoint
+from lgq_hf.checkpoint import load_checkpoint
 
 Lgq = Callable[..., Any]
 

@@ -1,0 +1,25 @@
+"""Pictures of whole datasets to token shards, and token shards to what generators train on.
+
+`EncodeImages` and `DecodeTokens` are for `datasets.map`, `tokenize` writes shards with a manifest, `TokenDataset` and
+the collators read them.
+"""
+
+from .encoding import Encoding, Preprocessing
+from .engine import tokenize
+from .features import token_features
+from .manifest import check_tokenizer, read_manifest, verify
+from .map_callables import DecodeTokens, EncodeImages
+from .sources import open_source
+
+__all__ = [
+    "DecodeTokens",
+    "EncodeImages",
+    "Encoding",
+    "Preprocessing",
+    "check_tokenizer",
+    "open_source",
+    "read_manifest",
+    "token_features",
+    "tokenize",
+    "verify",
+]

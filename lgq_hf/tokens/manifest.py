@@ -1,0 +1,200 @@
+"""`manifest.json`: what a set of token shards is, which tokenizer made it, and a checksum of every file."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lgq_hf.checkpoint import CODEBOOK, SHORT, Reference, find_checkpoint, fingerprint
+from lgq_hf.tokenizer.modeling_lgq import LGQModel
+from lgq_hf.tokens.features import SIZES, TOKENS
+from lgq_hf.tokens.plan import FORMAT, VERSION, Plan, differences, file_names, identity
+from lgq_hf.tokens.shards import Folder, read_footer
+from lgq_hf.tokens.sources import CROP, FLIP, ID
+
+MANIFEST = "manifest.json"
+Manifest = dict[str, Any]
+
+
+def finish(plan: Plan, folder: Folder) -> Manifest:
+    """Writes the manifest of shards that are all there, and returns it.
+
+    Raises:
+        ValueError: a shard is missing, or not one picture could be read.
+    """
+    shards, failures, devices, versions = [], [], set(), []
+    pictures = 0
+    for name in file_names(plan):
+        footer = read_footer(folder, name)
+        if footer is None:
+            raise ValueError(f"{name} is not in {folder.place}")
+        size, sha256 = _checksum(folder, name)
+        shards.append({"file": name, "rows": footer["rows"], "bytes": size, "sha256": sha256})
+        pictures += footer["pictures"]
+        failures += footer["failures"]
+        devices.add(footer["device"])
+        if footer["versions"] not in versions:
+            versions.append(footer["versions"])
+    rows = sum(shard["rows"] for shard in shards)
+    if not rows:
+        raise ValueError(
+            f"not one of {pictures} pictures could be read; the last: {failures[-1][ID]}: {failures[-1]['reason']}"
+        )
+    manifest = {
+        **plan,
+        "counts": {"pictures": pictures, "rows": rows, "failures": len(failures)},
+        "failures": failures,
+        "devices": sorted(devices),
+        "versions": sorted(versions, key=str),
+        "shards": shards,
+    }
+    with folder.write(MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    if folder.local:  # what a kill left; nobody writes any more
+        for leftover in Path(folder.path("data")).glob(".*.tmp.parquet"):
+            leftover.unlink(missing_ok=True)
+    return manifest
+
+
+def _checksum(folder: Folder, name: str) -> tuple[int, str]:
+    """Size in bytes and sha256 (hex) of a file."""
+    digest, size = hashlib.sha256(), 0
+    with folder.open(name) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def read_manifest(place: str | Path) -> Manifest:
+    """The manifest of a folder of token shards.
+
+    Raises:
+        ValueError: there is none, or one of another format or version.
+    """
+    folder = Folder(place)
+    if not folder.exists(MANIFEST):
+        raise ValueError(f"no {MANIFEST} in {place}: expected a folder that `lgq tokenize` finished")
+    try:
+        with folder.open(MANIFEST) as file:
+            manifest: Manifest = json.load(file)
+        form, version = manifest["format"], manifest["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{MANIFEST} in {place} is damaged: {error}") from error
+    if (form, version) != (FORMAT, VERSION):
+        raise ValueError(
+            f"{MANIFEST} in {place}: expected format {FORMAT!r} version {VERSION}, got {form!r} {version}"
+        )
+    return manifest
+
+
+def check_tokenizer(manifest: Manifest, tokenizer: LGQModel | Reference | str | Path) -> None:
+    """Refuses a tokenizer that is not the one that made the tokens.
+
+    Args:
+        manifest: of the tokens.
+        tokenizer: folder, repository or `Reference`: all weights are compared. A model: all weights if it is fp32;
+            in a lower precision its codebook, which stays fp32.
+
+    Raises:
+        ValueError: naming both.
+    """
+    made_by = manifest["tokenizer"]
+    if isinstance(tokenizer, LGQModel):
+        state = sorted(tokenizer.state_dict().items())
+        whole = all(value.dtype != torch.bfloat16 and value.dtype != torch.float16 for _, value in state)
+        key = "weights_sha256" if whole else "codebook_sha256"
+        found = fingerprint(state if whole else [item for item in state if item[0].startswith(CODEBOOK)])
+        called = tokenizer.name_or_path or "the model"
+    else:
+        reference = tokenizer if isinstance(tokenizer, Reference) else find_checkpoint(str(tokenizer))
+        key, found, called = "weights_sha256", reference.weights, reference.name
+    if found != made_by[key]:
+        raise ValueError(
+            f"these tokens were made by {made_by['name']!r} ({key} {made_by[key][:SHORT]}, K="
+            f"{made_by['codebook_size']}), not by {called!r} ({found[:SHORT]}): to another tokenizer the same numbers "
+            "mean other pictures. Give the tokenizer that made them, or make the tokens anew"
+        )
+
+
+def verify(place: str | Path) -> Manifest:
+    """Reads every file of a set of token shards and compares it with the manifest, which is returned.
+
+    Raises:
+        ValueError: what is damaged, missing or too much: all findings, one in a line.
+    """
+    folder, manifest = Folder(place), read_manifest(place)
+    found: list[str] = []
+    names = [shard["file"] for shard in manifest["shards"]]
+    if names != file_names(manifest):
+        found.append(f"{MANIFEST} lists {len(names)} shards, its plan {manifest['files']}")
+    for name in folder.names("data"):
+        if name not in names and not name.rpartition("/")[2].startswith("."):
+            found.append(f"{name} is not in {MANIFEST}")
+    ids: Counter[str] = Counter()
+    for shard in manifest["shards"]:
+        found += _shard_findings(folder, manifest, shard, ids)
+    if rows := manifest["counts"]["rows"] - sum(shard["rows"] for shard in manifest["shards"]):
+        found.append(f"{MANIFEST} counts {rows} rows more than its shards")
+    views = Counter(ids.values())
+    if len(views) > 1:
+        found.append(f"ids differ in how many rows they have: {dict(views)}")
+    if found:
+        raise ValueError(f"{place} is damaged:\n" + "\n".join(found))
+    return manifest
+
+
+def _shard_findings(folder: Folder, manifest: Manifest, shard: dict[str, Any], ids: Counter[str]) -> list[str]:
+    """What is wrong with one shard."""
+    from pyarrow import parquet
+
+    name = shard["file"]
+    if not folder.exists(name):
+        return [f"{name} is missing"]
+    size, sha256 = _checksum(folder, name)
+    if (size, sha256) != (shard["bytes"], shard["sha256"]):
+        expected = f"expected {shard['bytes']} and {shard['sha256'][:SHORT]}"
+        return [f"{name}: its {size} bytes have sha256 {sha256[:SHORT]}, {expected}"]
+    found = []
+    footer = read_footer(folder, name)
+    plan = {key: manifest[key] for key in (footer or {"plan": {}})["plan"] if key in manifest}
+    if footer is None or identity(footer["plan"]) != identity(plan):
+        lines = differences(footer["plan"], plan) if footer else ["no footer"]
+        found.append(f"{name} is of another plan: {'; '.join(lines[:3])}")
+    with folder.open(name) as file:
+        table = parquet.read_table(file)
+    if table.num_rows != shard["rows"]:
+        found.append(f"{name} has {table.num_rows} rows, expected {shard['rows']}")
+    names = {key: table.column(key).to_pylist() for key in (ID, CROP, FLIP)}
+    ids.update(names[ID])
+    if len(set(zip(*names.values(), strict=True))) != table.num_rows:
+        found.append(f"{name} holds a row twice")
+    if table.num_rows:
+        found += [f"{name}: {line}" for line in _token_findings(table, manifest)]
+    return found
+
+
+def _token_findings(table: Any, manifest: Manifest) -> list[str]:
+    """Grids of a wrong shape, and tokens that the codebook does not have."""
+    import pyarrow.compute as pc
+
+    column, codes = table.column(TOKENS).combine_chunks(), manifest["tokenizer"]["codebook_size"]
+    lists = getattr(column, "storage", column)  # datasets may have made an extension type of it
+    if manifest["grid"]:
+        expected: list[Any] = [[length] for length in manifest["grid"]]
+    else:
+        height, width = (table.column(name).to_numpy() for name in SIZES[:2])
+        expected = [height * width * manifest["tokenizer"]["tokens_per_position"]]
+    for lengths in expected:
+        found = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        if (found != lengths).any():
+            return [f"grids of {sorted({*found.tolist()})[:4]} tokens along one side, expected {lengths[:4]}"]
+        lists = lists.flatten()
+    largest = pc.max(lists).as_py()
+    return [f"token {largest}, but there are {codes} codes"] if largest >= codes else []
+
+
+__all__ = ["MANIFEST", "Manifest", "check_tokenizer", "finish", "read_manifest", "verify"]

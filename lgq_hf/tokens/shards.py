@@ -1,0 +1,126 @@
+"""One token shard: a parquet file that is whole or not there, and says in its footer what it is part of."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped, unused-ignore]
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped, unused-ignore]
+
+from lgq_hf.files import atomic_file
+from lgq_hf.stored_pictures import import_datasets
+from lgq_hf.tokens.features import TOKENS
+
+FOOTER = b"lgq_hf"  # key of our entry in the metadata of a parquet file
+# A dictionary of codes is written once a row group, so groups are large; 4 Mi tokens are 7 MB at 14 bits.
+_TOKENS_IN_GROUP = 2**22
+
+
+class Folder:
+    """A folder of this machine, or any that fsspec writes to (`hf://datasets/org/name`, `s3://...`).
+
+    A file on this machine is written beside its place, synced and renamed; elsewhere it is written here and uploaded
+    by one call, which for the Hub is one commit.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.place = str(place)
+        self.fs, self.root = fsspec.url_to_fs(self.place)
+        self.local = isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Where a file is, for `fs`."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self.fs.isfile(self.path(name)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder, sorted; none where there is no such folder."""
+        if not self.fs.isdir(self.path(folder)):
+            return []
+        found = (
+            self.fs.ls(self.path(folder), detail=False, refresh=True)
+            if not self.local
+            else self.fs.ls(self.path(folder), detail=False)
+        )
+        return sorted(f"{folder}/{Path(path).name}" for path in found)
+
+    def open(self, name: str) -> Any:
+        """Opens a file to read bytes."""
+        return self.fs.open(self.path(name), "rb")
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[Path]:
+        """Yields a path to write to; what is there when the block ends without an error becomes the file."""
+        if self.local:
+            with atomic_file(self.path(name)) as temporary:
+                yield temporary
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield (temporary := Path(folder, Path(name).name))
+            self.fs.put_file(str(temporary), self.path(name))
+
+
+def write_shard(
+    folder: Folder, name: str, columns: Mapping[str, Any], features: Any, footer: Mapping[str, Any]
+) -> None:
+    """Writes a shard, whole or not at all; the same content gives the same bytes.
+
+    Args:
+        folder: where.
+        name: of the file, in the folder.
+        columns: by name, lists or arrays of equal length.
+        features: of `datasets`, in the columns' order.
+        footer: JSON that stands in the file's metadata.
+
+    Raises:
+        OSError: it cannot be written; the message says what is left.
+    """
+    from pyarrow import parquet
+
+    datasets = import_datasets()
+    table = datasets.Dataset.from_dict({key: columns[key] for key in features}, features=features).data.table
+    metadata = {**(table.schema.metadata or {}), FOOTER: json.dumps(footer, sort_keys=True).encode()}
+    table = table.combine_chunks().replace_schema_metadata(metadata)
+    per_row = max(1, sum(np.size(grid) for grid in columns[TOKENS]) // max(1, len(columns[TOKENS])))
+    try:
+        with folder.write(name) as temporary:
+            parquet.write_table(
+                table, temporary, compression="zstd", row_group_size=max(1, _TOKENS_IN_GROUP // per_row)
+            )
+    except OSError as error:
+        raise OSError(
+            f"cannot write {name} to {folder.place}: {error}. No half file is left, and the finished ones stay: make "
+            "room, and give the same command again"
+        ) from error
+
+
+def read_footer(folder: Folder, name: str) -> dict[str, Any] | None:
+    """What `write_shard` wrote beside the rows; `None` for a file that is not there or was cut short.
+
+    Raises:
+        ValueError: a whole parquet file that is no token shard.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    if not folder.exists(name):
+        return None
+    try:
+        with folder.open(name) as file:
+            metadata = parquet.read_metadata(file).metadata or {}
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowException):
+        return None
+    if FOOTER not in metadata:
+        raise ValueError(f"{name} in {folder.place} is no token shard: choose an empty folder as output")
+    footer: dict[str, Any] = json.loads(metadata[FOOTER])
+    return footer
+
+
+__all__ = ["FOOTER", "Folder", "read_footer", "write_shard"]
