@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 from lgq_hf._version import __version__
 
@@ -58,12 +59,77 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_STATUS,
     )
     reconstruct.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write: .png")
+    _add_tokenize(commands, model)
     info = commands.add_parser("info", help="what a checkpoint is and what its tokens cost", epilog=EXIT_STATUS)
     info.add_argument(
         "model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository (default: built in)"
     )
     info.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _add_tokenize(commands: Any, model: argparse.ArgumentParser) -> None:
+    """`lgq tokenize`."""
+    parser = commands.add_parser(
+        "tokenize",
+        parents=[model],
+        help="a whole folder or dataset to token shards that generators train on",
+        description="Pictures to parquet shards that datasets.load_dataset reads, and manifest.json. Several "
+        "processes (torchrun, accelerate launch, or --num-shards) share the work. A job that was killed goes on when "
+        "it is given again.",
+        epilog=EXIT_STATUS,
+    )
+    parser.add_argument(
+        "source", nargs="?", metavar="SOURCE", help="folder of pictures, parquet, WebDataset tars, or a dataset"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="folder, or hf://datasets/ORG/NAME of a dataset on the Hub"
+    )
+    parser.add_argument(
+        "--verify", metavar="DIR", help="instead: read all shards in DIR and compare with the manifest"
+    )
+    parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of the model's repository")
+    data = parser.add_argument_group("source")
+    data.add_argument(
+        "--kind", choices=("folder", "dataset", "parquet", "webdataset"), help="default: by what is there"
+    )
+    data.add_argument("--split", default="train", metavar="NAME", help="split to read, and name of the files (train)")
+    data.add_argument("--config", metavar="NAME", help="configuration of a dataset that has several")
+    data.add_argument("--source-revision", metavar="REV", help="commit, branch or tag of a dataset on the Hub")
+    data.add_argument("--image-column", metavar="COLUMN", help="default: the only one that holds pictures")
+    data.add_argument("--label-column", metavar="COLUMN", help="class numbers; of a folder, the folders in it")
+    data.add_argument(
+        "--id-column", metavar="COLUMN", help="names of rows, all different (row numbers; __key__ of tars)"
+    )
+    data.add_argument("--keep", action="append", default=[], metavar="COLUMN", help="copy this column too; repeatable")
+    data.add_argument(
+        "--on-error", choices=("skip", "stop"), default="skip", help="pictures that cannot be read (skip)"
+    )
+    cut = parser.add_argument_group("pictures")
+    cut.add_argument("--size", type=_size, metavar="N", help="resize the shorter side to N pixels and crop N x N")
+    cut.add_argument("--mixed-sizes", action="store_true", help="pictures keep their sizes, which may differ")
+    cut.add_argument("--crops", type=int, choices=(1, 5), default=1, help="the middle, or corners and middle (1)")
+    cut.add_argument(
+        "--crop-scale", type=float, default=1.0, metavar="S", help="resize to N * S before cropping (1.0)"
+    )
+    cut.add_argument("--flip", action="store_true", help="add a mirrored copy of each crop")
+    speed = parser.add_argument_group("engine")
+    speed.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="pictures through the model at once (16)"
+    )
+    speed.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the encoder")
+    speed.add_argument("--channels-last", action="store_true", help="memory format of the encoder")
+    speed.add_argument("--compile", action="store_true", help="torch.compile the encoder")
+    speed.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read ahead (0 on CPUs, up to 8 for a GPU)"
+    )
+    speed.add_argument("--pictures-per-file", type=int, metavar="N", help="default: about 64 files")
+    speed.add_argument("--num-shards", type=int, metavar="N", help="processes that share the work (WORLD_SIZE)")
+    speed.add_argument("--shard-index", type=int, metavar="I", help="number of this one, from 0 (RANK)")
+    speed.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: by actors of Ray Data")
+    speed.add_argument("--ray-workers", type=int, default=1, metavar="N", help="actors (1)")
+    speed.add_argument("--ray-cpus", type=float, default=1, metavar="X", help="cores of each (1)")
+    speed.add_argument("--ray-gpus", type=float, default=0, metavar="X", help="GPUs of each (0)")
 
 
 @contextlib.contextmanager
@@ -107,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `lgq info | head`: nobody reads on; Python would complain once more when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_UNUSABLE
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # the last one names the extra to install
         print(f"lgq: {error}", file=sys.stderr)
         return EXIT_UNUSABLE
 

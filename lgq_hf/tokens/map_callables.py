@@ -1,6 +1,5 @@
 """What `datasets.map` calls: pictures to tokens, and back, a batch of rows at a time."""
 
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from lgq_hf.tokens.features import SIZES, TOKENS, grid_of, token_dtype
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest
 
 Rows = Mapping[str, Any]
+_IMPORTED_IN = os.getpid()  # a forked process has another number, a spawned one imports anew
 
 
 class _LazyCheckpoint:
@@ -42,7 +42,7 @@ class _LazyCheckpoint:
 
     def load(self, rank: int | None, dtype: torch.dtype = torch.float32) -> Checkpoint:
         """The checkpoint on the device of a process of `map`; `rank` is what `with_rank=True` hands over."""
-        if multiprocessing.parent_process() is not None and torch.get_num_threads() > 1:
+        if os.getpid() != _IMPORTED_IN and torch.get_num_threads() > 1:
             torch.set_num_threads(1)  # a forked process waits for ever for the threads that its parent had
         device = self.device
         if device in ("auto", "cuda") and torch.cuda.is_available():

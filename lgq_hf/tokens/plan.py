@@ -4,6 +4,7 @@ A plan is plain JSON. It stands in the footer of each shard, so that a shard say
 the manifest, together with what came of it.
 """
 
+import json
 import re
 from dataclasses import asdict
 from typing import Any
@@ -91,7 +92,7 @@ def make_plan(
     if word is None:
         raise ValueError(f"split: expected a name like 'train', got {split!r}")
     size = None if mixed_sizes else _common_size(source, processor, preprocessing)
-    plan = {
+    plan: Plan = {
         "format": FORMAT,
         "format_version": VERSION,
         "tokenizer": {
@@ -125,7 +126,7 @@ def make_plan(
         "files": -(-len(source) // per_file),
     }
     plan["features"] = row_features(plan, config, source.features).to_dict()
-    return plan
+    return json.loads(json.dumps(plan))  # as a footer gives it back: tuples are lists
 
 
 def identity(plan: Plan) -> str:

@@ -31,6 +31,14 @@ class Folder:
         self.place = str(place)
         self.fs, self.root = fsspec.url_to_fs(self.place)
         self.local = isinstance(self.fs, LocalFileSystem)
+        if self.place.startswith("hf://"):
+            try:
+                self.fs.resolve_path(self.root)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"no repository at {self.place}, or none that your token may see: make one with `hf repos create "
+                    "NAME --repo-type dataset`"
+                ) from error
 
     def path(self, name: str) -> str:
         """Where a file is, for `fs`."""

@@ -271,7 +271,7 @@ def _open_folder(path: str) -> FolderSource:
         labels = [numbers[str(folder)] for folder in folders]
         features = {LABEL: import_datasets().ClassLabel(names=names)}
     return FolderSource(
-        path, [source.path for source in sources], [source.name for source in sources], labels, features
+        path, [source.path.absolute() for source in sources], [source.name for source in sources], labels, features
     )
 
 

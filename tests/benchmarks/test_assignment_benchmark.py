@@ -1,5 +1,7 @@
 import json
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ def in_this_process(case: Case, provider: str) -> Local:
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("LGQ_COMMIT", "0123456789abcdef")  # with a git history or without
+    # started here, so that what the processes of all benchmarks import is imported once
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.worker", "benchmarks.step_worker"])
+    forkserver.ensure_running()
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """The benchmark of the training step: what it writes, what it refuses, and its table. Nothing here judges times."""
 
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ QUICK = SETTINGS["quick"]
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("LGQ_COMMIT", "0123456789abcdef")
+    # started here, so that what the processes of all benchmarks import is imported once
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.worker", "benchmarks.step_worker"])
+    forkserver.ensure_running()
     steps.forget_processes()
 
 

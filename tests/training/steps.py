@@ -1,10 +1,12 @@
 """A small training step for the tests, the same in every process that makes it.
 
-As a program: `steps.py FOLDER` is one of two ranks; `python -m tests.training.steps golden` records the golden curve.
+As a program: `steps.py FOLDER` is two ranks; `python -m tests.training.steps golden` records the golden curve.
 """
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,17 @@ def golden_curve() -> list[dict[str, float]]:
     return run(step, pictures(steps=20), 4)
 
 
+def on_two_ranks(main: Callable[[], None], folder: Path) -> None:
+    """Calls it in this process and in a fork of it, which are one group: everything is imported once."""
+    child = os.fork()
+    rank = int(child == 0)
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+    main()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
 def main(folder: Path) -> None:
     """Trains on this rank's half of each batch, once whole and once in two passes; leaves it in `rank-<r>.pt`."""
     found: dict[str, Any] = {}
@@ -160,4 +173,4 @@ if __name__ == "__main__":
         rows = [{name: float(f"{value:.6g}") for name, value in row.items()} for row in golden_curve()]
         GOLDEN.write_text(json.dumps(rows, indent=0) + "\n")
     else:
-        main(Path(sys.argv[1]))
+        on_two_ranks(lambda: main(Path(sys.argv[1])), Path(sys.argv[1]))

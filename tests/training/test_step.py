@@ -67,10 +67,9 @@ def test_accumulation_changes_nothing_in_fp32_beyond_rounding() -> None:
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    script = Path(__file__).with_name("steps.py")
-    subprocess.run([*command, str(script), str(tmp_path)], env=environment, check=True, timeout=300)
+    command = [sys.executable, str(Path(__file__).with_name("steps.py")), str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
     whole = steps.make(steps.changed(), dtype=torch.float64)
     rows = steps.run(whole, steps.pictures(torch.float64), 8)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
@@ -361,7 +360,7 @@ def test_overfits_eight_pictures() -> None:
     with torch.no_grad():
         step.model.quantizer.init_from(step.model.latents(pixels), "random", torch.Generator().manual_seed(0))
     losses = []
-    for number in range(300):
+    for number in range(180):
         step([pixels], number)
         losses.append(step.take_window()[0]["l1_loss"])
     assert losses[0] > 0.3 and min(losses[-10:]) < 0.05

@@ -1,4 +1,4 @@
-"""Validation of a small model on a corpus, the same in every process that makes it; run as a program, one rank."""
+"""Validation of a small model on a corpus, the same in every process that makes it; run as a program, two ranks."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import build_perceptual
-from tests.training.steps import VALUES
+from tests.training.steps import VALUES, on_two_ranks
 from training.loader import validation_batches
 from training.pictures import open_source
 from training.recipe import Validation
@@ -61,4 +61,4 @@ def main(corpus: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    on_two_ranks(lambda: main(Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[2]))

@@ -98,8 +98,8 @@ def build(
     }
 
 
-def main() -> None:
-    """Compiles what the arguments name."""
+def main(words: list[str] | None = None) -> None:
+    """Compiles what the arguments name; those of the command, if none are given."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--channels", type=int, default=64)
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--widths", action="store_true", help="with gradients of widths and temperature")
     parser.add_argument("--shared", type=int)
     parser.add_argument("--kernel", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     chosen = {name: kernel for name, kernel in kernels(arguments).items() if name in (arguments.kernel or name)}
     for kernel in chosen.values():
         print(json.dumps(build(*kernel, arguments)), flush=True)

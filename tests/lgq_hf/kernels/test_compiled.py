@@ -12,21 +12,48 @@ from lgq_hf.kernels.blocks import Limits, choose_blocks, shared_bytes
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).with_name("compile_kernels.py")
+Compiled = dict[tuple[str, ...], dict[str, dict]]
+HOPPER = ("--capability", "90", "--channels", "64", "--parts", "3")
+OTHERS = [
+    ("--capability", "80", "--channels", "32", "--parts", "3", "--distance", "l2", "--widths"),
+    ("--capability", "89", "--channels", "64", "--parts", "1", "--distance", "cosine"),
+    ("--capability", "90", "--channels", "512", "--parts", "1", "--distance", "dot"),
+]
+SCRIPT = """
+import json, sys
+from compile_kernels import main
+for words in json.loads(sys.argv[1]):
+    main(words)
+    print(flush=True)
+"""
 
 
-def compiled(*arguments: str) -> dict[str, dict]:
+@pytest.fixture(scope="module")
+def compiled() -> Compiled:
+    """Per arguments of compile_kernels.py what it says of each kernel; all made by one process."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(SCRIPT), *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=400)
+    command = [sys.executable, "-c", SCRIPT, json.dumps([HOPPER, *OTHERS])]
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=800,
+        cwd=Path(__file__).parent,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
-    return {line["kernel"]: line for line in map(json.loads, run.stdout.splitlines())}
+    parts = run.stdout.removesuffix("\n\n").split("\n\n")
+    return {
+        arguments: {line["kernel"]: line for line in map(json.loads, part.splitlines())}
+        for arguments, part in zip((HOPPER, *OTHERS), parts, strict=True)
+    }
 
 
 @pytest.mark.slow
-def test_hopper_at_64_channels() -> None:
+def test_hopper_at_64_channels(compiled: Compiled) -> None:
     """fp32 on an H100: warp-group matrix instructions, no atomics, and next to nothing spilled."""
-    kernels = compiled("--capability", "90", "--channels", "64", "--parts", "3")
+    kernels = compiled[HOPPER]
     assert len(kernels) == 8
     for name, kernel in kernels.items():
         assert kernel["wgmma"] > 0 or name in ("exact_codes", "_prepare_rows", "_prepare_codes")
@@ -36,17 +63,10 @@ def test_hopper_at_64_channels() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--capability", "80", "--channels", "32", "--parts", "3", "--distance", "l2", "--widths"),
-        ("--capability", "89", "--channels", "64", "--parts", "1", "--distance", "cosine"),
-        ("--capability", "90", "--channels", "512", "--parts", "1", "--distance", "dot"),
-    ],
-)
-def test_other_gpus_and_sizes(arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("arguments", OTHERS)
+def test_other_gpus_and_sizes(arguments: tuple[str, ...], compiled: Compiled) -> None:
     available = {"80": 163, "89": 99, "90": 227}[arguments[1]] * 1024
-    for kernel in compiled(*arguments).values():
+    for kernel in compiled[arguments].values():
         assert kernel["shared_bytes"] <= available
         assert kernel["atomics"] == 0
         assert kernel["stack_bytes"] <= 1024

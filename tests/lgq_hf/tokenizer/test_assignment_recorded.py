@@ -38,5 +38,8 @@ def test_outputs_of_the_official_quantizer(mode: str, backend: str) -> None:
         torch.testing.assert_close(assigned.usage_K, expected[f"q.tau{tau}.usage"].to(device), rtol=1e-4, atol=1e-7)
         tokens = expected.get(f"q.tau{tau}.indices", expected["q.tau1.0.indices"]).flatten().long().to(device)
         assert torch.equal(assigned.index_N[clear], tokens[clear])
+    assert clear.float().mean() > 0.98
+    if backend == "triton" and device == "cpu":  # a row takes the interpreter 10 ms
+        x_NC, tokens, clear = (rows[::4] for rows in (x_NC, tokens, clear))
     found = nearest_code(x_NC, centers_KC, widths=widths, distance=distance, backend=backend)  # type: ignore[arg-type]
-    assert torch.equal(found[clear], tokens[clear]) and clear.float().mean() > 0.98
+    assert torch.equal(found[clear], tokens[clear])

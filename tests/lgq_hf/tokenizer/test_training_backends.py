@@ -26,8 +26,8 @@ def loss_curve(backend: str, steps: int) -> torch.Tensor:
         model.quantizer.set_temperature(1.0 - 0.9 * step / steps)
         crops = []
         for photograph in photographs:
-            top, left = (int(torch.randint(size - 48, (), generator=generator)) for size in photograph.shape[1:])
-            crops.append(photograph[:, top : top + 48, left : left + 48])
+            top, left = (int(torch.randint(size - 32, (), generator=generator)) for size in photograph.shape[1:])
+            crops.append(photograph[:, top : top + 32, left : left + 32])
         pixels = torch.stack(crops).float() / 127.5 - 1
         output = model(pixels)
         loss = (output.decoded_pixel_values - pixels).abs().mean() + output.embedding_loss

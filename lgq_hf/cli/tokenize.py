@@ -1,0 +1,135 @@
+"""`lgq tokenize`: pictures of a folder or dataset to token shards, and the check of such shards."""
+
+import argparse
+import math
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
+
+from lgq_hf import default_checkpoint
+from lgq_hf.checkpoint import SHORT, find_checkpoint
+from lgq_hf.tokens.encoding import Encoding, Preprocessing
+from lgq_hf.tokens.engine import Job, default_workers, tokenize
+from lgq_hf.tokens.manifest import Manifest, check_tokenizer, verify
+from lgq_hf.tokens.plan import make_plan
+from lgq_hf.tokens.ray_engine import tokenize_with_ray
+from lgq_hf.tokens.shards import Folder
+from lgq_hf.tokens.sources import open_source
+
+from .output import check_output_folder
+from .report import shown
+
+_LISTED = 20  # failures that are printed; all are in the manifest
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tokenizes `args.source` into `args.output`, or checks `args.verify`; returns the exit status.
+
+    Raises:
+        ValueError: wrong arguments, nothing to do, damaged shards, or an output that holds something else.
+        OSError: the output cannot be written.
+    """
+    if args.verify is not None:
+        manifest = verify(args.verify)
+        if args.model is not None:
+            check_tokenizer(manifest, find_checkpoint(args.model, args.revision))
+        print(f"{shown(args.verify)}: {_summary(manifest)}: all as in the manifest")
+        return 0
+    job = _job(args)
+    with ExitStack() as stack:
+        bars: list[tqdm] = []
+
+        def started(pictures: int) -> None:
+            bar = tqdm(total=pictures, desc="tokenizing", unit="picture", disable=None, dynamic_ncols=True)
+            bars.append(stack.enter_context(bar))
+
+        def progress(pictures: int) -> None:
+            bars[0].update(pictures)
+
+        if args.engine == "ray":
+            manifest = tokenize_with_ray(
+                job,
+                workers=args.ray_workers,
+                cpus_per_worker=args.ray_cpus,
+                gpus_per_worker=args.ray_gpus,
+                num_workers=args.workers or 0,
+                started=started,
+                progress=progress,
+            )
+        else:
+            made = tokenize(
+                job,
+                num_shards=args.num_shards,
+                shard_index=args.shard_index,
+                device=args.device,
+                num_workers=default_workers(args.device) if args.workers is None else args.workers,
+                started=started,
+                progress=progress,
+            )
+            if made is None:
+                print(f"{shown(args.output)}: this process's files are there; others are not yet", flush=True)
+                return 0
+            manifest = made
+    return _report(args.output, manifest)
+
+
+def _job(args: argparse.Namespace) -> Job:
+    if args.source is None or args.output is None:
+        raise ValueError("expected a SOURCE and --output, or --verify DIR")
+    output = Folder(args.output)
+    if output.local:
+        check_output_folder(Path(output.root))
+    reference = find_checkpoint(args.model, args.revision)
+    source = open_source(
+        args.source,
+        kind=args.kind,
+        split=args.split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        id_column=args.id_column,
+        keep=args.keep,
+        name=args.config,
+        revision=args.source_revision,
+    )
+    plan = make_plan(
+        reference,
+        default_checkpoint().name if args.model is None else args.model,
+        source,
+        Preprocessing(args.size, args.crops, args.crop_scale, args.flip),
+        Encoding(args.batch_size, args.dtype, args.channels_last, args.compile),
+        split=args.split,
+        mixed_sizes=args.mixed_sizes,
+        on_error=args.on_error,
+        per_file=args.pictures_per_file,
+    )
+    return Job(plan, reference, source, os.path.abspath(output.root) if output.local else args.output)
+
+
+def _summary(manifest: Manifest) -> str:
+    counts, made_by = manifest["counts"], manifest["tokenizer"]
+    grid = " x ".join(map(str, manifest["grid"])) if manifest["grid"] else "different numbers of"
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    return (
+        f"{counts['pictures']} pictures, {counts['rows']} rows of {grid} tokens in {len(manifest['shards'])} files of "
+        f"{size} bytes, by {made_by['name']} ({made_by['weights_sha256'][:SHORT]})"
+    )
+
+
+def _report(output: str, manifest: Manifest) -> int:
+    print(f"{shown(output)}: {_summary(manifest)}")
+    if grid := manifest["grid"]:
+        tokens = manifest["counts"]["rows"] * math.prod(grid)
+        stored = sum(shard["bytes"] for shard in manifest["shards"]) / tokens
+        bound = math.log2(manifest["tokenizer"]["codebook_size"]) / 8
+        print(f"{stored:.2f} bytes a token with labels and names; log2(K) / 8 = {bound:.2f}")
+    failures = manifest["failures"]
+    if not failures:
+        return 0
+    lines = [f"  {shown(failure['id'])}: {shown(failure['reason'])}" for failure in failures[:_LISTED]]
+    more = [f"  and {len(failures) - _LISTED} more, all in manifest.json"] if len(failures) > _LISTED else []
+    heading = f"lgq: {len(failures)} of {manifest['counts']['pictures']} pictures failed:"
+    tqdm.write("\n".join([heading, *lines, *more]), file=sys.stderr)
+    return 1

@@ -1,0 +1,88 @@
+"""The same files, made by actors of Ray Data: for clusters whose scheduler is Ray."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lgq_hf.tokens.engine import FileMaker, Job, Progress
+from lgq_hf.tokens.manifest import Manifest, finish
+from lgq_hf.tokens.plan import pictures_of
+from lgq_hf.tokens.shards import Folder
+
+
+class FileActor:
+    """Makes the file whose number it is handed; Ray keeps one, with its model, for each of the workers."""
+
+    def __init__(self, job: Job, device: str, num_workers: int) -> None:
+        self.job, self.maker = job, FileMaker(job, device, num_workers)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        """`batch` is {"file": numbers}; returns those, and how many pictures each file holds."""
+        numbers = [int(number) for number in batch["file"]]
+        self.maker.make(numbers)
+        return {"file": numbers, "pictures": [len(pictures_of(self.job.plan, number)) for number in numbers]}
+
+
+def tokenize_with_ray(
+    job: Job,
+    *,
+    workers: int = 1,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 0,
+    num_workers: int = 0,
+    started: Callable[[int], None] = lambda pictures: None,
+    progress: Progress = lambda pictures: None,
+) -> Manifest:
+    """As `tokenize`, by Ray actors that take one file at a time; all machines must see source and output.
+
+    A file is whole or not there, whoever makes it; so a failed job is started again, and output is that of `tokenize`,
+    byte for byte on machines that compute alike.
+
+    Args:
+        job: what is to be made.
+        workers: actors.
+        cpus_per_worker: cores that Ray reserves for each; on one machine leave some for Ray's own tasks, or it waits
+            for ever: 0.5 with two workers on two cores.
+        gpus_per_worker: the same for GPUs; 0: encode on CPUs.
+        num_workers: processes that read ahead in each actor, beside what Ray reserves.
+        started, progress: as in `tokenize`; progress comes file by file.
+
+    Raises:
+        ModuleNotFoundError: without Ray, naming the extra.
+        ValueError: numbers out of range; others as `tokenize`.
+        Exception: what an actor met, as Ray reports it.
+    """
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the engine 'ray' is the package ray: pip install 'lgq_hf[ray]'") from error
+    if workers < 1 or cpus_per_worker < 0 or gpus_per_worker < 0:
+        given = f"{workers=}, {cpus_per_worker=}, {gpus_per_worker=}"
+        raise ValueError(f"expected at least one worker, and no negative share of a machine, got {given}")
+    missing = job.unfinished()
+    started(sum(len(pictures_of(job.plan, number)) for number in missing))
+    if missing:
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)
+        needed = workers * cpus_per_worker
+        if (have := ray.cluster_resources().get("CPU", 0)) <= needed:
+            raise ValueError(
+                f"{workers} workers of {cpus_per_worker} cores take all {have:g} of the cluster, and Ray's reading "
+                "tasks would wait for ever: fewer workers, or a smaller share for each"
+            )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        files = ray.data.from_items([{"file": number} for number in missing], override_num_blocks=len(missing))
+        made = files.map_batches(
+            FileActor,
+            fn_constructor_args=(job, "cuda" if gpus_per_worker else "cpu", num_workers),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
+            num_cpus=cpus_per_worker,
+            num_gpus=gpus_per_worker,
+        )
+        for row in made.iter_rows():
+            progress(row["pictures"])
+    return finish(job.plan, Folder(job.output))
+
+
+__all__ = ["FileActor", "tokenize_with_ray"]
