@@ -99,9 +99,9 @@ def write_shard(
     per_row = max(1, sum(np.size(grid) for grid in columns[TOKENS]) // max(1, len(columns[TOKENS])))
     try:
         with folder.write(name) as temporary:
-            parquet.write_table(
-                table, temporary, compression="zstd", row_group_size=max(1, _TOKENS_IN_GROUP // per_row)
-            )
+            with parquet.ParquetWriter(temporary, table.schema, compression="zstd") as writer:
+                if table.num_rows:  # datasets cannot read a group without rows
+                    writer.write_table(table, row_group_size=max(1, _TOKENS_IN_GROUP // per_row))
     except OSError as error:
         raise OSError(
             f"cannot write {name} to {folder.place}: {error}. No half file is left, and the finished ones stay: make "

@@ -210,18 +210,10 @@ def open_source(
         if told := [option for option, value in given.items() if value]:
             raise ValueError(f"{', '.join(told)}: {path} is a folder of pictures, it has no columns; leave them out")
         return _open_folder(path)
-    if kind == "dataset":
-        dataset = load_split(path, split, name=name, revision=revision, streaming=False)
-    elif kind == "parquet":
-        dataset = load_parquet(path, split, streaming=False)
-    else:
-        tars = [glob.escape(file) for file in _files(path, "tar")]
-        dataset = import_datasets().load_dataset("webdataset", data_files={split: tars}, split=split)
-        id_column = "__key__" if id_column is None else id_column
-    if not len(dataset):
-        raise ValueError(f"nothing to do: {path} ({split}) has no rows")
+    if kind == "webdataset" and id_column is None:
+        id_column = "__key__"
     return DatasetSource(
-        dataset,
+        _load(path, kind, split, name, revision),
         kind,
         path,
         split,
@@ -230,6 +222,23 @@ def open_source(
         id_column=id_column or None,
         keep=keep,
     )
+
+
+def _load(path: str, kind: str, split: str, name: str | None, revision: str | None) -> Any:
+    """A `datasets.Dataset` in memory maps; `ValueError` of one line where its files are damaged or empty."""
+    datasets = import_datasets()
+    try:
+        if kind == "dataset":
+            return load_split(path, split, name=name, revision=revision, streaming=False)
+        if kind == "parquet":
+            return load_parquet(path, split, streaming=False)
+        tars = [glob.escape(file) for file in _files(path, "tar")]
+        return datasets.load_dataset("webdataset", data_files={split: tars}, split=split)
+    except FileNotFoundError:
+        raise
+    except (datasets.exceptions.DatasetsError, IndexError) as error:  # IndexError: save_to_disk of no rows
+        reason = (str(error.__cause__ or error).splitlines() or [""])[0]
+        raise ValueError(f"cannot read {path} ({split}) as {kind}, it is damaged or empty: {reason}") from error
 
 
 def _kind_of(path: str) -> str:

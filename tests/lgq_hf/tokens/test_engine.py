@@ -1,0 +1,335 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lgq_hf.checkpoint import find_checkpoint, load_checkpoint
+from lgq_hf.tokens.encoding import Preprocessing, cut_views
+from lgq_hf.tokens.engine import Job, own_device, share, tokenize
+from lgq_hf.tokens.manifest import verify
+from lgq_hf.tokens.shards import Folder, read_footer
+from lgq_hf.tokens.sources import open_source
+
+Digests = Callable[[str | Path], dict[str, str]]
+MakeJob = Callable[..., Job]
+
+
+def test_rows_stand_in_order_and_hold_the_models_tokens(job: MakeJob, pictures: Path, model_folder: Path) -> None:
+    made = job()
+    manifest = tokenize(made)
+    assert manifest == verify(made.output) == json.loads(Path(made.output, "manifest.json").read_text())
+    names = [f"data/train-{number:05d}-of-00004.parquet" for number in range(4)]
+    assert [shard["file"] for shard in manifest["shards"]] == names
+    assert [shard["rows"] for shard in manifest["shards"]] == [3, 3, 3, 2]
+    rows = datasets.load_dataset(made.output, split="train")
+    files = sorted(pictures.rglob("*.jpg"))
+    assert rows["id"] == [f"{file.parent.name}/{file.name}" for file in files]
+    assert rows.features["label"].names == ["cats", "people"]
+    assert [rows.features["label"].int2str(label) for label in rows["label"]] == [file.parent.name for file in files]
+    assert (set(rows["crop"]), set(rows["flip"])) == ({"center"}, {False})
+    checkpoint = load_checkpoint(str(model_folder), "cpu")
+    for row, file in zip(rows.with_format("torch"), files, strict=True):
+        pixels, _ = checkpoint.pixels(Image.open(file), 64)
+        with torch.inference_mode():
+            expected = checkpoint.model.encode(pixels.expand(4, -1, -1, -1)).image_tokens[0]
+        assert torch.equal(row["image_tokens"], expected)
+    assert len(np.unique(rows["image_tokens"])) > 5
+
+
+def test_the_manifest_tells_what_was_done(job: MakeJob, pictures: Path, model_folder: Path) -> None:
+    manifest = tokenize(job())
+    reference = find_checkpoint(str(model_folder))
+    assert manifest is not None
+    assert manifest["tokenizer"] == {
+        "name": "org/tiny",
+        "revision": None,
+        "weights_sha256": reference.weights,
+        "codebook_sha256": reference.codebook,
+        "config_sha256": reference.config,
+        "codebook_size": 64,
+        "downsample_factor": 8,
+        "tokens_per_position": 1,
+    }
+    assert (manifest["size"], manifest["grid"], manifest["dtype"]) == ([64, 64], [8, 8], "uint16")
+    assert manifest["encoding"] == {
+        "batch_size": 4,
+        "dtype": "float32",
+        "channels_last": False,
+        "compile": False,
+    }
+    assert manifest["source"] | {"sha256": ""} == {
+        "kind": "folder",
+        "name": str(pictures),
+        "split": "train",
+        "pictures": 11,
+        "sha256": "",
+    }
+    assert manifest["counts"] == {"pictures": 11, "rows": 11, "failures": 0}
+    assert manifest["devices"] == ["cpu"] and manifest["versions"][0]["torch"] == torch.__version__
+
+
+def test_any_number_of_processes_writes_the_same_bytes(job: MakeJob, tmp_path: Path, digests: Digests) -> None:
+    one = tokenize(job(tmp_path / "one"))
+    for count in (2, 3, 6):
+        output = tmp_path / str(count)
+        made = [tokenize(job(output), num_shards=count, shard_index=index) for index in range(count)]
+        assert made[-1] == one
+        assert made[: min(count, 4) - 1] == [None] * (min(count, 4) - 1)  # of six, two have nothing to do
+        assert digests(output) == digests(tmp_path / "one")
+    tokenize(job(tmp_path / "workers"), num_workers=2)
+    assert digests(tmp_path / "workers") == digests(tmp_path / "one")
+
+
+def test_a_second_run_makes_only_what_is_missing(job: MakeJob, digests: Digests) -> None:
+    made = job()
+    tokenize(made)
+    before, files = digests(made.output), sorted(Path(made.output, "data").iterdir())
+    times = [file.stat().st_mtime_ns for file in files]
+    counted: list[int] = []
+    tokenize(made, started=counted.append)
+    assert counted == [0]
+    files[1].write_bytes(files[1].read_bytes()[:-100])  # cut short, and so not there
+    files[2].unlink()
+    tokenize(made, started=counted.append)
+    assert counted == [0, 6]
+    assert digests(made.output) == before
+    after = [file.stat().st_mtime_ns for file in files]
+    assert [old == new for old, new in zip(times, after, strict=True)] == [True, False, False, True]
+
+
+def test_kill_9_at_any_moment(job: MakeJob, tmp_path: Path, digests: Digests) -> None:
+    tokenize(job(tmp_path / "whole", per_file=1))
+    made = job(tmp_path / "killed", per_file=1)
+    rng, left = random.Random(0), []
+    for attempt in range(14):
+        child = os.fork()
+        if not child:
+            torch.set_num_threads(1)
+            tokenize(made, num_shards=2, shard_index=attempt % 2, num_workers=attempt // 12)
+            os._exit(0)
+        time.sleep(rng.uniform(0.01, 0.12))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        data = Path(made.output, "data")
+        whole = sorted(data.glob("train-*")) if data.is_dir() else []
+        assert all(read_footer(Folder(made.output), f"data/{file.name}") for file in whole)
+        left.append(len(whole))
+    assert left == sorted(left) and len(set(left)) > 2  # kills fell before, within and after files
+    assert not Path(made.output, "manifest.json").exists() or left[-1] == 11
+    tokenize(made)
+    assert digests(made.output) == digests(tmp_path / "whole")
+
+
+def test_torchrun_shares_the_work(
+    pictures: Path, model_folder: Path, job: MakeJob, tmp_path: Path, digests: Digests
+) -> None:
+    output = tmp_path / "tokens"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "lgq_hf.cli.main", "tokenize", str(pictures), "-o", str(output), "--model", str(model_folder)]
+    command += ["--size", "64", "--batch-size", "4", "--pictures-per-file", "3", "--device", "cpu"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "11 pictures, 11 rows of 8 x 8 tokens in 4 files" in run.stdout
+    made = job(tmp_path / "other")
+    made.plan["tokenizer"]["name"] = str(model_folder)
+    tokenize(made)
+    assert digests(output) == digests(made.output)
+
+
+def test_crops_and_copies_are_rows_of_their_own(job: MakeJob, pictures: Path, model_folder: Path) -> None:
+    made = job(crops=5, crop_scale=1.25, flip=True, size=48)
+    manifest = tokenize(made)
+    assert manifest is not None and manifest["counts"]["rows"] == 110
+    rows = datasets.load_dataset(made.output, split="train")
+    views = Preprocessing(48, 5, 1.25, True).views()
+    assert list(zip(rows["crop"], rows["flip"], strict=True)) == views * 11
+    checkpoint = load_checkpoint(str(model_folder), "cpu")
+    first, _ = cut_views(Image.open(pictures / rows[0]["id"]), checkpoint.processor, made.preprocessing)
+    values = checkpoint.processor(list(first.transpose(0, 2, 3, 1)), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = torch.cat([checkpoint.model.encode(values[i : i + 4]).image_tokens for i in (0, 4)])
+    assert np.array_equal(rows[:8]["image_tokens"], expected.numpy())
+
+
+def test_mixed_sizes_keep_their_grids(job: MakeJob, pictures: Path, digests: Digests, tmp_path: Path) -> None:
+    made = job(mixed_sizes=True, split="validation[:50%]")
+    manifest = tokenize(made)
+    assert manifest is not None and manifest["grid"] is None
+    rows = datasets.load_dataset(made.output, split="validation").with_format("numpy")
+    checkpoint = made.reference.load("cpu")
+    for row in rows:
+        picture = Image.open(pictures / row["id"])
+        assert (row["original_width"], row["original_height"]) == picture.size
+        pixels, _ = checkpoint.pixels(picture, None)
+        with torch.inference_mode():
+            expected = checkpoint.model.encode(pixels).image_tokens[0]
+        assert (row["height"], row["width"]) == expected.shape
+        agree = (row["image_tokens"].reshape(expected.shape) == expected.numpy()).mean()
+        assert agree > 0.9  # another batch size rounds differently
+    for index in range(2):
+        tokenize(job(tmp_path / "two", mixed_sizes=True, split="validation"), num_shards=2, shard_index=index)
+    assert digests(tmp_path / "two") == digests(made.output)
+
+
+def test_sizes_that_differ_without_leave(job: MakeJob) -> None:
+    with pytest.raises(ValueError, match=r"has 72 x 72 pixels.*the first picture 80 x 72.*--size.*--mixed-sizes"):
+        tokenize(job(size=None))
+    with pytest.raises(ValueError, match="mixed_sizes is for pictures that keep their size"):
+        job(mixed_sizes=True, size=64)
+
+
+@pytest.fixture
+def damaged(pictures: Path, broken: dict[str, Path], tmp_path: Path) -> Path:
+    """The pictures and four files that cannot be read."""
+    folder = tmp_path / "damaged"
+    for file in pictures.rglob("*.jpg"):
+        (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (folder / file.parent.name / file.name).write_bytes(file.read_bytes())
+    for name, file in broken.items():
+        (folder / "cats" / f"00-{name}.jpg").write_bytes(file.read_bytes())
+    return folder
+
+
+def test_pictures_that_cannot_be_read_are_recorded(job: MakeJob, damaged: Path) -> None:
+    made = job(source=open_source(str(damaged)))
+    manifest = tokenize(made)
+    assert manifest is not None
+    assert manifest["counts"] == {"pictures": 15, "rows": 11, "failures": 4}
+    reasons = {failure["id"]: failure["reason"] for failure in manifest["failures"]}
+    assert reasons["cats/00-empty.jpg"] == "empty file"
+    assert reasons["cats/00-text.jpg"].startswith("not an image")
+    assert reasons["cats/00-truncated.jpg"].startswith("truncated")
+    assert len(datasets.load_dataset(made.output, split="train")) == 11
+    verify(made.output)
+
+
+def test_a_picture_that_cannot_be_read_stops_if_asked(job: MakeJob, damaged: Path) -> None:
+    made = job(source=open_source(str(damaged)), on_error="stop")
+    with pytest.raises(
+        ValueError, match=r"cats/00-empty\.jpg: empty file \(to record such pictures and go on: --on-er"
+    ):
+        tokenize(made)
+    with pytest.raises(ValueError, match=r"on_error: expected one of \['skip', 'stop'\], got 'ignore'"):
+        job(on_error="ignore")
+
+
+def test_nothing_that_can_be_read(job: MakeJob, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"nothing")
+    with pytest.raises(
+        ValueError, match=r"not one of 1 pictures of .*bad can be read \(the last: a\.jpg: not an image"
+    ):
+        job(source=open_source(str(tmp_path / "bad")), size=None)
+    with pytest.raises(ValueError, match=r"not one of 1 pictures could be read; the last: a\.jpg"):
+        tokenize(job(source=open_source(str(tmp_path / "bad")), mixed_sizes=True))
+
+
+def test_an_output_that_holds_something_else(job: MakeJob, other_model_folder: Path, tmp_path: Path) -> None:
+    made = job()
+    tokenize(made)
+    other = job(like=find_checkpoint(str(other_model_folder)))
+    with pytest.raises(ValueError, match=r"holds data/train-00000-of-00004.parquet of another set.*weights_sha256"):
+        tokenize(other)
+    with pytest.raises(ValueError, match="of another set of tokens, which differs in encoding.batch_size: 4 and 8"):
+        tokenize(job(batch_size=8))
+    with pytest.raises(ValueError, match="holds data/train-00000-of-00004.parquet of another set.*files: 4 and 6"):
+        tokenize(job(per_file=2))
+    foreign = tmp_path / "foreign"
+    (foreign / "data").mkdir(parents=True)
+    datasets.Dataset.from_dict({"a": [1]}).to_parquet(foreign / "data" / "train-00000-of-00004.parquet")
+    with pytest.raises(
+        ValueError, match=r"data/train-00000-of-00004\.parquet in .* is no token shard: choose an empty"
+    ):
+        tokenize(job(foreign))
+
+
+def test_a_disk_that_is_full(job: MakeJob, digests: Digests, tmp_path: Path) -> None:
+    """The kernel refuses to let a file grow, as it does where no space is left."""
+    import resource
+
+    made = job(per_file=8, size=256)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+        try:
+            tokenize(made)
+        except OSError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    message = os.read(read, 4096).decode()
+    os.close(read)
+    assert message.startswith(f"cannot write data/train-00000-of-00002.parquet to {made.output}: ")
+    assert "No half file is left, and the finished ones stay: make room" in message
+    assert not any(path.is_file() for path in Path(made.output).rglob("*"))
+    tokenize(made)
+    tokenize(job(tmp_path / "again", per_file=8, size=256))
+    assert digests(made.output) == digests(tmp_path / "again")
+
+
+def test_an_output_elsewhere(job: MakeJob, digests: Digests, tmp_path: Path) -> None:
+    """Through fsspec, as on the Hub: each file arrives whole, by one call."""
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    made = job("memory://org/name")
+    try:
+        tokenize(made, num_shards=2, shard_index=0)
+        assert len(fs.ls("/org/name/data")) == 2
+        assert tokenize(made, num_shards=2, shard_index=1) == verify("memory://org/name")
+        fs.get("/org/name/", str(tmp_path / "copy"), recursive=True)
+    finally:
+        fs.rm("/org", recursive=True)
+    tokenize(job(tmp_path / "local"))
+    assert digests(tmp_path / "copy") == digests(tmp_path / "local")
+
+
+def test_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert share() == (1, 0)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    assert share() == (4, 2)
+    assert share(3, 1) == (3, 1)
+    with pytest.raises(ValueError, match="num_shards and shard_index belong together"):
+        share(3)
+    with pytest.raises(ValueError, match="shard_index: expected 0 to num_shards - 1 = 2, got 3"):
+        share(3, 3)
+
+
+def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert own_device("auto") == "auto"
+    monkeypatch.setenv("LOCAL_RANK", "6")
+    assert [own_device(device) for device in ("auto", "cuda", "cpu", "cuda:1")] == [
+        "cuda:2",
+        "cuda:2",
+        "cpu",
+        "cuda:1",
+    ]
+
+
+def test_options_out_of_range(job: MakeJob) -> None:
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"per_file": 0}, "pictures_per_file: expected at least 1, got 0"),
+        ({"split": "[]"}, r"split: expected a name like 'train', got '\[\]'"),
+    ]
+    for options, message in bad:
+        with pytest.raises(ValueError, match=message):
+            job(**options)
