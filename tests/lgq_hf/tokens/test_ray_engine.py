@@ -1,0 +1,51 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from lgq_hf.tokens.engine import Job, tokenize
+from lgq_hf.tokens.manifest import verify
+from lgq_hf.tokens.ray_engine import tokenize_with_ray
+
+ray = pytest.importorskip("ray", reason="pip install 'lgq_hf[ray]'")
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_two_actors_write_the_same_bytes(
+    cluster: None, job: Callable[..., Job], tmp_path: Path, digests: Callable[[Any], dict[str, str]]
+) -> None:
+    made = job(tmp_path / "ray")
+    counted: list[int] = []
+    options: dict[str, Any] = {"workers": 2, "cpus_per_worker": 0.5}
+    with pytest.raises(ValueError, match=r"2 workers of 1 cores take all 2 of the cluster.*would wait for ever"):
+        tokenize_with_ray(made, workers=2)
+    manifest = tokenize_with_ray(made, **options, started=counted.append, progress=counted.append)
+    assert counted[0] == sum(counted[1:]) == 11
+    tokenize(job(tmp_path / "local"))
+    assert digests(made.output) == digests(tmp_path / "local")
+    assert manifest == verify(made.output)
+    assert len(datasets.load_dataset(made.output, split="train")) == 11
+    Path(made.output, "data", "train-00002-of-00004.parquet").unlink()
+    tokenize_with_ray(made, **options, started=counted.append)
+    assert counted[-1] == 3
+    assert digests(made.output) == digests(tmp_path / "local")
+
+
+def test_without_ray(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"the engine 'ray' is the package ray: pip install 'lgq_hf\[ray\]'"):
+        tokenize_with_ray(job())
+
+
+def test_numbers_out_of_range(job: Callable[..., Job]) -> None:
+    with pytest.raises(ValueError, match="expected at least one worker, and no negative share of a machine, got work"):
+        tokenize_with_ray(job(), workers=0)
