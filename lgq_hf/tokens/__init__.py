@@ -4,18 +4,25 @@
 the collators read them.
 """
 
+from .collators import AutoregressiveCollator, MaskedCollator
 from .encoding import Encoding, Preprocessing
 from .engine import tokenize
 from .features import token_features
 from .manifest import check_tokenizer, read_manifest, verify
 from .map_callables import DecodeTokens, EncodeImages
+from .reading import EpochSampler, TokenDataset, TokenStream
 from .sources import open_source
 
 __all__ = [
+    "AutoregressiveCollator",
     "DecodeTokens",
     "EncodeImages",
     "Encoding",
+    "EpochSampler",
+    "MaskedCollator",
     "Preprocessing",
+    "TokenDataset",
+    "TokenStream",
     "check_tokenizer",
     "open_source",
     "read_manifest",

@@ -114,8 +114,8 @@ def cut_views(
         cut = pixels_3HW[:, above : above + height, left : left + width]
         cuts.append(cut[:, :, ::-1] if flipped else cut)
     views = np.stack(cuts)
-    if processor.do_pad:
-        multiple = processor.pad_to_multiple_of
+    multiple = processor.pad_to_multiple_of if processor.do_pad else 1
+    if height % multiple or width % multiple:
         views = np.pad(views, [(0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple)], mode="edge")
     return views, (height, width)
 

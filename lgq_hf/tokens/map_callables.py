@@ -11,7 +11,7 @@ from PIL import Image
 from lgq_hf.checkpoint import Checkpoint, find_checkpoint
 from lgq_hf.stored_pictures import read_stored, to_rgb
 from lgq_hf.tokens.encoding import DTYPES, Encoder, Encoding, Preprocessing, cut_views
-from lgq_hf.tokens.features import SIZES, TOKENS, grid_of, token_dtype
+from lgq_hf.tokens.features import SIZES, TOKENS, grid_of, token_dtype, token_features
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest
 
 Rows = Mapping[str, Any]
@@ -65,9 +65,9 @@ class _LazyCheckpoint:
 class EncodeImages(_LazyCheckpoint):
     """Pictures to tokens in `datasets.map`:
 
+        encode = EncodeImages("org/lgq-16k", size=256)
         others = dataset.remove_columns("image").features
-        dataset.map(EncodeImages("org/lgq-16k", size=256), batched=True, remove_columns=["image"],
-                    features=datasets.Features({**others, **token_features(config, 256)}))
+        dataset.map(encode, batched=True, remove_columns="image", features=Features({**others, **encode.features()}))
 
     It may be used with `num_proc`, with `with_rank=True` on several GPUs (then start processes by "spawn"), with
     `streaming=True`, and without `batched`. Its fingerprint depends on the commit of a repository or the weights' hash
@@ -116,6 +116,10 @@ class EncodeImages(_LazyCheckpoint):
 
     def _prepare(self, checkpoint: Checkpoint) -> None:
         self._encoder = Encoder(checkpoint, self.encoding)
+
+    def features(self) -> Any:
+        """The `datasets.Features` of the columns that it makes, for `map(features=...)`; see `token_features`."""
+        return token_features(self.reference.settings()[0], self.preprocessing.size)
 
     def __call__(self, rows: Rows, rank: int | None = None) -> dict[str, Any]:
         """Tokens of a batch of rows (lists by column), or of one row.

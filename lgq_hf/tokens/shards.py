@@ -18,6 +18,8 @@ from lgq_hf.tokens.features import TOKENS
 FOOTER = b"lgq_hf"  # key of our entry in the metadata of a parquet file
 # A dictionary of codes is written once a row group, so groups are large; 4 Mi tokens are 7 MB at 14 bits.
 _TOKENS_IN_GROUP = 2**22
+# A dictionary that may grow to 1 Mi codes keeps tokens at about log2(K) bits in a form that every reader knows.
+_PARQUET: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": 2**22}
 
 
 class Folder:
@@ -99,7 +101,7 @@ def write_shard(
     per_row = max(1, sum(np.size(grid) for grid in columns[TOKENS]) // max(1, len(columns[TOKENS])))
     try:
         with folder.write(name) as temporary:
-            with parquet.ParquetWriter(temporary, table.schema, compression="zstd") as writer:
+            with parquet.ParquetWriter(temporary, table.schema, **_PARQUET) as writer:
                 if table.num_rows:  # datasets cannot read a group without rows
                     writer.write_table(table, row_group_size=max(1, _TOKENS_IN_GROUP // per_row))
     except OSError as error:
