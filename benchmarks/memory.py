@@ -75,6 +75,11 @@ def method(device: str) -> str:
     return "growth of ru_maxrss in the first call, compilation included"
 
 
+def resident_peak_mib() -> float:
+    """MiB of this process's largest resident set since [`reset_peak`]."""
+    return _status("VmHWM") / _MIB
+
+
 def peak_mib(call: Callable[[], Any], device: str) -> float:
     """MiB by which memory grows at most while `call` runs, what it returns included."""
     trim(device)

@@ -2,10 +2,12 @@
 
     python -m benchmarks.run assignment [--device cpu|cuda] [--quick] [--only CASE ...] [--provider PROVIDER ...]
     python -m benchmarks.run training_step [--device cpu|cuda] [--quick] [--variant VARIANT ...]
+    python -m benchmarks.run tokenize [--device cpu|cuda] [--quick]
 
 assignment: the assignment op against what it replaces. training_step: an optimizer step of the trainer, where its time
-goes, and what the loader delivers. Exits with status 1 where something was refused: its results are wrong, and it is
-not timed.
+goes, and what the loader delivers. tokenize: JPEGs to token shards, against the encoder and the JPEG decoder alone,
+one process against two, memory, and bytes a token. Exits with status 1 where something was refused: its results are
+wrong, and it is not timed.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from benchmarks import memory
 from benchmarks.assignment import CASES, EAGER, GATE_PROTOCOL, PROVIDERS, Case, temperature
 from benchmarks.results_file import RESULTS, write_result
 from benchmarks.rounds import Row, Worker, begin, check_machine, failed, gpu_rates, result_name, time_in_turns
+from benchmarks.run_tokenize import run_tokenize
 from benchmarks.run_training_step import run_training_step
 from benchmarks.timed import Timing
 from benchmarks.training_step import VARIANTS
@@ -156,14 +159,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     assignment.add_argument("--provider", nargs="+", metavar="PROVIDER", help="these providers alone")
     step = things.add_parser("training_step", parents=[common], help="an optimizer step of the trainer")
     step.add_argument("--variant", nargs="+", choices=list(VARIANTS), help="these beside 'step' alone")
-    return parser, {"assignment": assignment, "training_step": step}
+    whole = things.add_parser("tokenize", parents=[common], help="JPEGs to token shards")
+    return parser, {"assignment": assignment, "training_step": step, "tokenize": whole}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser, parsers = _parser()
     chosen = parser.parse_args(arguments)
-    run = {"assignment": run_assignment, "training_step": run_training_step}[chosen.what]
+    run = {"assignment": run_assignment, "training_step": run_training_step, "tokenize": run_tokenize}[chosen.what]
     return run(chosen, parsers[chosen.what])
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.tables [FILE] [--check]
 
 results/assignment_*.json: between `<!-- assignment:cpu -->` and `<!-- /assignment:cpu -->`, likewise
-`assignment:cuda`. results/training_step_*.json: between `<!-- rendered: training_step -->` and `<!-- end -->`. Without
-FILE, those of lgq_hf/kernels/README.md and, where it has them, docs/training.md. `--check` changes nothing and fails
-where a text differs from the numbers.
+`assignment:cuda`. results/training_step_*.json: between `<!-- rendered: training_step -->` and `<!-- end -->`, and
+likewise tokenize_*.json. Without FILE, those of lgq_hf/kernels/README.md, docs/training.md and docs/tokenizing.md.
+`--check` changes nothing and fails where a text differs from the numbers.
 """
 
 import argparse
@@ -20,10 +20,13 @@ from benchmarks.markdown import cell, digits, provenance_line, reason_of
 from benchmarks.results_file import RESULTS
 from benchmarks.step_table import BEGIN as STEP_BEGIN
 from benchmarks.step_table import render_step
+from benchmarks.tokenize_table import BEGIN as TOKENIZE_BEGIN
+from benchmarks.tokenize_table import render_tokenize
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "lgq_hf" / "kernels" / "README.md"
 TRAINING = ROOT / "docs" / "training.md"
+TOKENIZING = ROOT / "docs" / "tokenizing.md"
 
 
 def _case_cell(case: dict[str, Any]) -> str:
@@ -144,9 +147,9 @@ def render(text: str, results: Path = RESULTS) -> str:
     Raises:
         ValueError: where it has no markers, or a pair of them is not whole.
     """
-    if not re.search(r"<!-- /?assignment:", text) and STEP_BEGIN not in text:
+    if not re.search(r"<!-- /?assignment:", text) and STEP_BEGIN not in text and TOKENIZE_BEGIN not in text:
         raise ValueError("no markers: put '<!-- assignment:cpu -->' and '<!-- /assignment:cpu -->' around the table")
-    text = render_step(text, results)
+    text = render_tokenize(render_step(text, results), results)
     for device in ("cpu", "cuda"):
         begin, end = f"<!-- assignment:{device} -->", f"<!-- /assignment:{device} -->"
         counts = text.count(begin), text.count(end)
@@ -162,8 +165,8 @@ def render(text: str, results: Path = RESULTS) -> str:
 
 def rendered_files() -> list[Path]:
     """The texts of this repository that hold tables."""
-    has_step = TRAINING.exists() and STEP_BEGIN in TRAINING.read_text()
-    return [README, TRAINING] if has_step else [README]
+    others = [(TRAINING, STEP_BEGIN), (TOKENIZING, TOKENIZE_BEGIN)]
+    return [README, *(file for file, begin in others if file.exists() and begin in file.read_text())]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,10 +16,7 @@ from lgq_hf.stored_pictures import import_datasets
 from lgq_hf.tokens.features import TOKENS
 
 FOOTER = b"lgq_hf"  # key of our entry in the metadata of a parquet file
-# A dictionary of codes is written once a row group, so groups are large; 4 Mi tokens are 7 MB at 14 bits.
 _TOKENS_IN_GROUP = 2**22
-# A dictionary that may grow to 1 Mi codes keeps tokens at about log2(K) bits in a form that every reader knows.
-_PARQUET: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": 2**22}
 
 
 class Folder:
@@ -101,7 +98,7 @@ def write_shard(
     per_row = max(1, sum(np.size(grid) for grid in columns[TOKENS]) // max(1, len(columns[TOKENS])))
     try:
         with folder.write(name) as temporary:
-            with parquet.ParquetWriter(temporary, table.schema, **_PARQUET) as writer:
+            with parquet.ParquetWriter(temporary, table.schema, **_options(table.schema)) as writer:
                 if table.num_rows:  # datasets cannot read a group without rows
                     writer.write_table(table, row_group_size=max(1, _TOKENS_IN_GROUP // per_row))
     except OSError as error:
@@ -109,6 +106,18 @@ def write_shard(
             f"cannot write {name} to {folder.place}: {error}. No half file is left, and the finished ones stay: make "
             "room, and give the same command again"
         ) from error
+
+
+def _options(schema: Any) -> dict[str, Any]:
+    """How parquet is to keep tokens: their bytes apart, so that zstd finds those that are always 0.
+
+    That comes to about log2(K) bits a token, in files of any length; a dictionary of codes would pay only in long ones.
+    """
+    kind, leaf = schema.field(TOKENS).type, TOKENS
+    kind = getattr(kind, "storage_type", kind)
+    while hasattr(kind, "value_type"):
+        kind, leaf = kind.value_type, f"{leaf}.list.element"
+    return {"compression": "zstd", "use_dictionary": False, "column_encoding": {leaf: "BYTE_STREAM_SPLIT"}}
 
 
 def read_footer(folder: Folder, name: str) -> dict[str, Any] | None:
