@@ -66,7 +66,8 @@ def make_pictures(folder: Path, count: int, seed: int) -> None:
         picture = opened[number % len(opened)]
         width = int(rng.integers(picture.width // 2, picture.width + 1))
         height = min(picture.height, width * JPEG_SIZE[1] // JPEG_SIZE[0])
-        left, top = rng.integers(0, picture.width - width + 1), rng.integers(0, picture.height - height + 1)
+        left = int(rng.integers(0, picture.width - width + 1))
+        top = int(rng.integers(0, picture.height - height + 1))
         cut = picture.resize(JPEG_SIZE, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
         cut.save(folder / f"{number:06d}.jpg", quality=QUALITY)
 

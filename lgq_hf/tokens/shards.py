@@ -16,7 +16,7 @@ from lgq_hf.stored_pictures import import_datasets
 from lgq_hf.tokens.features import TOKENS
 
 FOOTER = b"lgq_hf"  # key of our entry in the metadata of a parquet file
-_TOKENS_IN_GROUP = 2**22
+_TOKENS_IN_GROUP = 2**22  # 7 MB at 14 bits
 
 
 class Folder:
@@ -111,7 +111,7 @@ def write_shard(
 def _options(schema: Any) -> dict[str, Any]:
     """How parquet is to keep tokens: their bytes apart, so that zstd finds those that are always 0.
 
-    That comes to about log2(K) bits a token, in files of any length; a dictionary of codes would pay only in long ones.
+    That is about log2(K) bits a token in files of any length; a dictionary of codes would pay only in long ones.
     """
     kind, leaf = schema.field(TOKENS).type, TOKENS
     kind = getattr(kind, "storage_type", kind)
