@@ -1,36 +1,48 @@
-"""`lgq decode`: a token file to PNG pictures."""
+"""`lgq decode`: a token file, or rows of token shards, to PNG pictures."""
 
 import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from lgq_hf.checkpoint import SHORT, Checkpoint, load_checkpoint
 from lgq_hf.files import atomic_file
+from lgq_hf.tokens.features import SIZES, TOKENS
+from lgq_hf.tokens.manifest import check_tokenizer, read_manifest
+from lgq_hf.tokens.reading import TokenDataset
+from lgq_hf.tokens.sources import CROP, FLIP, ID
 
 from .output import check_output_folder
 from .report import Report
-from .token_file import TokenFile, read_tokens
+from .token_file import is_relative, read_tokens
 
 
 def run(args: argparse.Namespace) -> int:
-    """Decodes the token file `args.tokens` into the folder `args.output`; returns the exit status.
+    """Decodes the token file or shards `args.tokens` into the folder `args.output`; returns the exit status.
 
     Raises:
-        ValueError: wrong arguments, no token file or a damaged one, tokens of another model, or a model that cannot be
+        ValueError: wrong arguments, no tokens or damaged ones, tokens of another model, or a model that cannot be
             loaded.
         OSError: the token file cannot be opened.
     """
     folder = Path(args.output)
     check_output_folder(folder)
-    file = read_tokens(Path(args.tokens))
+    source: _File | _Shards
+    if Path(args.tokens).is_dir():
+        source = _Shards(args.tokens, args.rows)
+    elif args.rows is not None:
+        raise ValueError(f"--rows is for a folder of token shards, {args.tokens} is none")
+    else:
+        source = _File(args.tokens)
     checkpoint = load_checkpoint(args.model, args.device)
-    _check_model(file, checkpoint, args.tokens)
+    source.check(checkpoint)
     report, done = Report(), 0
-    jobs = list(zip(file.names, output_names(file.names), file.tokens, file.original_sizes.tolist(), strict=True))
-    for name, output_name, tokens, (height, width) in report.progress(jobs, "decoding"):
+    jobs = list(zip(source.names, output_names(source.names), range(len(source.names)), strict=True))
+    for name, output_name, number in report.progress(jobs, "decoding"):
         with report.one(name):
-            picture = checkpoint.decode(tokens, (height, width))
+            picture = checkpoint.decode(*source.grid(number))
             with atomic_file(folder / output_name) as temporary:
                 picture.save(temporary, format="PNG")
             done += 1
@@ -55,10 +67,54 @@ def output_names(names: Sequence[str]) -> list[str]:
         chosen = better
 
 
-def _check_model(file: TokenFile, checkpoint: Checkpoint, path: str) -> None:
-    """Refuses tokens that another model made: they would decode to noise."""
-    if file.fingerprint != checkpoint.fingerprint:
-        raise ValueError(
-            f"{path} was made by the model {file.model} ({file.fingerprint[:SHORT]}), not by {checkpoint.name} "
-            f"({checkpoint.fingerprint[:SHORT]}): pass the first with --model"
-        )
+class _File:
+    """The pictures of a token file."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.file = path, read_tokens(Path(path))
+        self.names: Sequence[str] = self.file.names
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuses tokens that another model made: they would decode to noise."""
+        if self.file.fingerprint != checkpoint.fingerprint:
+            raise ValueError(
+                f"{self.path} was made by the model {self.file.model} ({self.file.fingerprint[:SHORT]}), not by "
+                f"{checkpoint.name} ({checkpoint.fingerprint[:SHORT]}): pass the first with --model"
+            )
+
+    def grid(self, number: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Tokens of a picture, and its height and width in pixels."""
+        height, width = self.file.original_sizes[number].tolist()
+        return self.file.tokens[number], (height, width)
+
+
+class _Shards:
+    """Rows of token shards; `rows` is (start, stop) or `None` for all."""
+
+    def __init__(self, place: str, rows: tuple[int, int] | None) -> None:
+        self.manifest = read_manifest(place)
+        self.sizes = () if self.manifest["size"] else SIZES[2:]
+        self.rows = TokenDataset(place, columns=self.sizes)
+        start, stop = rows or (0, len(self.rows))
+        if start >= min(stop, len(self.rows)):
+            raise ValueError(f"--rows: no rows {start}:{stop} in {place}, which has {len(self.rows)}")
+        self.numbers = range(start, min(stop, len(self.rows)))
+        self.names: Sequence[str] = [self._name(number) for number in self.numbers]
+
+    def _name(self, number: int) -> str:
+        """The id, and which view of the picture it is; the row's number where an id cannot be a path."""
+        row = self.rows.rows[number]
+        name = row[ID] if is_relative(row[ID]) else f"row-{number}"
+        views = self.manifest["preprocessing"]
+        several = [row[CROP]] * (views["crops"] > 1) + ["flipped"] * bool(row[FLIP])
+        return str(PurePosixPath(name).with_suffix("")) + "".join(f"-{word}" for word in several) + ".png"
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuses tokens that another model made."""
+        check_tokenizer(self.manifest, checkpoint.folder)
+
+    def grid(self, number: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """As in `_File`."""
+        row = self.rows[self.numbers[number]]
+        height, width = (int(row[name]) for name in self.sizes) if self.sizes else self.manifest["size"]
+        return row[TOKENS].numpy(), (height, width)

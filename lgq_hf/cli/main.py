@@ -25,6 +25,13 @@ def _size(text: str) -> int:
     return size
 
 
+def _rows(text: str) -> tuple[int, int]:
+    start, colon, stop = text.partition(":")
+    if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise argparse.ArgumentTypeError(f"expected two numbers A:B, A below B, got {text!r}")
+    return int(start), int(stop)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `lgq`; the command's name is in `command`."""
     parser = argparse.ArgumentParser(
@@ -49,8 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
         "encode", parents=[pictures, model], help="pictures to a token file", epilog=EXIT_STATUS
     )
     encode.add_argument("-o", "--output", required=True, metavar="FILE", help="token file: .safetensors or .npz")
-    decode = commands.add_parser("decode", parents=[model], help="a token file to PNG pictures", epilog=EXIT_STATUS)
-    decode.add_argument("tokens", metavar="TOKENS", help="token file that `lgq encode` wrote")
+    decode = commands.add_parser("decode", parents=[model], help="tokens to PNG pictures", epilog=EXIT_STATUS)
+    decode.add_argument("tokens", metavar="TOKENS", help="token file of `lgq encode`, or folder of `lgq tokenize`")
+    decode.add_argument("--rows", type=_rows, metavar="A:B", help="of a folder, rows A to B - 1 (all)")
     decode.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the pictures")
     reconstruct = commands.add_parser(
         "reconstruct",

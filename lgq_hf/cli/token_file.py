@@ -156,7 +156,7 @@ def _check(path: Path, file: TokenFile) -> None:
     if len(set(map(str, file.names))) != len(file.names):
         raise ValueError(f"{path} is damaged: two pictures have one name")
     for name, tokens, (height, width) in zip(file.names, file.tokens, sizes.tolist(), strict=True):
-        if not isinstance(name, str) or not _is_relative(name):
+        if not isinstance(name, str) or not is_relative(name):
             raise ValueError(f"{path} is damaged: {name!r} is no relative name with '/' between folders")
         if tokens.dtype not in (np.uint16, np.uint32) or tokens.ndim not in (2, 3) or not tokens.size:
             found = f"{tokens.dtype} {tokens.shape}"
@@ -174,10 +174,11 @@ def _check(path: Path, file: TokenFile) -> None:
             )
 
 
-def _is_relative(name: str) -> bool:
+def is_relative(name: str) -> bool:
+    """Whether a name with '/' between folders stays below the folder that it is put in."""
     if "\0" in name or (os.sep == "\\" and ("\\" in name or ":" in name)):
         return False
     return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-__all__ = ["MOST_PICTURES", "SUFFIXES", "TokenFile", "check_suffix", "read_tokens", "write_tokens"]
+__all__ = ["MOST_PICTURES", "SUFFIXES", "TokenFile", "check_suffix", "is_relative", "read_tokens", "write_tokens"]

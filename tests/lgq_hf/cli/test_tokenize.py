@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -89,6 +91,42 @@ def test_wrong_usage(lgq: Callable[..., Any], folder: Path, tmp_path: Path, word
     result = lgq("tokenize", *(word.format(**places) for word in words))
     assert (result.status, result.out) == (2, "")
     assert message in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_come_out_of_shards_again(lgq: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+    lgq("encode", folder, "-o", tmp_path / "one.safetensors", "--size", 60)
+    lgq("decode", tmp_path / "one.safetensors", "-o", tmp_path / "one")
+    lgq("tokenize", folder, "-o", tmp_path / "fixed", "--size", 60, "--flip")
+    lgq("tokenize", folder, "-o", tmp_path / "mixed", "--mixed-sizes")
+    result = lgq("decode", tmp_path / "fixed", "-o", tmp_path / "out")
+    assert (result.status, result.out) == (0, f"{tmp_path / 'out'}: 6 pictures\n"), result.err
+    names = ["cats/a-flipped.png", "cats/a.png", "people/b-flipped.png", "people/b.png"]
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))[:4] == names
+    for name in ("cats/a.png", "people/c.png"):
+        pictures = [np.asarray(Image.open(tmp_path / place / name)).astype(int) for place in ("one", "out")]
+        assert pictures[0].shape == (60, 60, 3)
+        assert (pictures[0] != pictures[1]).mean() < 0.1  # a batch of another size rounds differently
+    result = lgq("decode", tmp_path / "mixed", "-o", tmp_path / "some", "--rows", "0:2")
+    assert result.out == f"{tmp_path / 'some'}: 2 pictures\n"
+    with Image.open(tmp_path / "some" / "cats" / "a.png") as picture:
+        assert picture.size == (203, 150)
+
+
+def test_rows_that_are_not_there(
+    lgq: Callable[..., Any], folder: Path, other_model_folder: Path, tmp_path: Path
+) -> None:
+    lgq("tokenize", folder, "-o", tmp_path / "tokens", "--size", 64)
+    lgq("encode", folder, "-o", tmp_path / "one.safetensors", "--size", 64)
+    for words, message in (
+        (["tokens", "--rows", "3:9"], "--rows: no rows 3:9 in"),
+        (["tokens", "--rows", "2:2"], "expected two numbers A:B, A below B, got '2:2'"),
+        (["one.safetensors", "--rows", "0:1"], "--rows is for a folder of token shards"),
+        (["in"], "no manifest.json in"),
+        (["tokens", "--model", str(other_model_folder)], "these tokens were made by"),
+    ):
+        result = lgq("decode", tmp_path / words[0], "-o", tmp_path / "out", *words[1:])
+        assert result.status == 2 and message in result.err
     assert not (tmp_path / "out").exists()
 
 
