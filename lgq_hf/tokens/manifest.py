@@ -51,8 +51,10 @@ def finish(plan: Plan, folder: Folder) -> Manifest:
         "versions": sorted(versions, key=str),
         "shards": shards,
     }
-    with folder.write(MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    content = json.dumps(manifest, indent=1) + "\n"
+    if not (folder.exists(MANIFEST) and folder.fs.cat_file(folder.path(MANIFEST)) == content.encode()):
+        with folder.write(MANIFEST) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     if folder.local:  # what a kill left; nobody writes any more
         for leftover in Path(folder.path("data")).glob(".*.tmp.parquet"):
             leftover.unlink(missing_ok=True)

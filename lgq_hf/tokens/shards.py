@@ -30,6 +30,8 @@ class Folder:
         self.place = str(place)
         self.fs, self.root = fsspec.url_to_fs(self.place)
         self.local = isinstance(self.fs, LocalFileSystem)
+        if not self.local:
+            self.fs.invalidate_cache()  # of listings, in which what other processes wrote is missing
         if self.place.startswith("hf://"):
             try:
                 self.fs.resolve_path(self.root)

@@ -53,14 +53,14 @@ class FolderSource:
     """Pictures below a folder in sorted order; the folder that each lies in is its label, where all lie in one."""
 
     name: str
-    files: Sequence[Path]
+    folder: Path
     names: Sequence[str]
     labels: Sequence[int]
     features: dict[str, Any]
     kind: str = "folder"
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def id(self, index: int) -> str:
         """Path within the folder."""
@@ -68,7 +68,7 @@ class FolderSource:
 
     def read(self, index: int) -> Image.Image:
         """The picture as RGB; raises ValueError with the reason where it cannot be read."""
-        return to_rgb(read_picture(self.files[index]))
+        return to_rgb(read_picture(self.folder / self.names[index]))
 
     def columns(self, index: int) -> dict[str, Any]:
         """The label, if there are labels."""
@@ -77,7 +77,8 @@ class FolderSource:
     def digest(self) -> str:
         """sha256 (hex) over names and sizes in bytes of the files."""
         sha256 = hashlib.sha256()
-        for file, name in zip(self.files, self.names, strict=True):
+        for name in self.names:
+            file = self.folder / name
             size = file.stat().st_size if file.is_file() else -1
             sha256.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
         return sha256.hexdigest()
@@ -268,6 +269,8 @@ def _files(path: str, suffix: str) -> list[str]:
 
 
 def _open_folder(path: str) -> FolderSource:
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"{path} is no folder: expected one that holds pictures")
     sources, failures = find_pictures([path])
     if failures:
         raise ValueError(f"cannot search all of {path}: " + "; ".join(f"{name}: {why}" for name, why in failures))
@@ -279,9 +282,7 @@ def _open_folder(path: str) -> FolderSource:
         numbers = {name: number for number, name in enumerate(names)}
         labels = [numbers[str(folder)] for folder in folders]
         features = {LABEL: import_datasets().ClassLabel(names=names)}
-    return FolderSource(
-        path, [source.path.absolute() for source in sources], [source.name for source in sources], labels, features
-    )
+    return FolderSource(path, Path(path).absolute(), [source.name for source in sources], labels, features)
 
 
 def _image_column(dataset: Any, name: str) -> str:

@@ -185,3 +185,14 @@ def test_a_fork_of_a_process_that_used_cuda(
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     with pytest.raises(RuntimeError, match=r"forked from one that had used CUDA.*set_start_method\('spawn'\)"):
         EncodeImages(model_folder, size=64)({"image": [astronaut]}, 1)
+
+
+def test_the_lines_of_the_readme(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    block = readme.split("## A dataset to tokens")[1].split("```python\n")[1].split("```")[0]
+    shutil.copytree(pictures, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    row = names["tokens"].with_format("torch")[0]["image_tokens"]
+    assert (row.dtype, tuple(row.shape), len(names["tokens"])) == (torch.int64, (32, 32), 11)

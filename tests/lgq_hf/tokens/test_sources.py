@@ -153,6 +153,8 @@ def test_labels_and_pictures_that_are_missing() -> None:
 def test_paths_that_hold_nothing(tmp_path: Path, sources: Sources, pictures: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing to do: there is no /nowhere/pictures"):
         open_source("/nowhere/pictures")
+    with pytest.raises(FileNotFoundError, match=r"01.jpg is no folder: expected one that holds pictures"):
+        open_source(str(pictures / "cats" / "01.jpg"), kind="folder")
     with pytest.raises(ValueError, match="nothing to do: .*no pictures found"):
         open_source(str(tmp_path))
     with pytest.raises(ValueError, match="image_column, keep: .* is a folder of pictures, it has no columns"):
