@@ -59,6 +59,8 @@ def _tokens(rows: Sequence[Row], codebook_size: int) -> Tensor:
 
 def _classes(rows: Sequence[Row], num_classes: int, label_dropout: float, seed: int) -> Tensor:
     """(B,) int64 in [0, num_classes]; num_classes stands for no class: rows without a label, and dropped labels."""
+    if not num_classes:
+        return torch.zeros(len(rows), dtype=torch.int64)
     classes = []
     for row in rows:
         label = row.get(LABEL)
@@ -79,7 +81,7 @@ class AutoregressiveCollator:
 
     Attributes:
         codebook_size: K.
-        num_classes: 0 for training without classes.
+        num_classes: 0 for training without classes: labels are not looked at.
         label_dropout: share of labels replaced by none, for classifier-free guidance; in [0, 1].
         seed: of what is dropped.
         shift: False: `labels` stand where their tokens do, for models that shift by themselves, as transformers' do.
@@ -129,7 +131,7 @@ class MaskedCollator:
 
     Attributes:
         codebook_size: K; also the mask's token.
-        num_classes: 0 for training without classes.
+        num_classes: 0 for training without classes: labels are not looked at.
         schedule: one of `SCHEDULES`.
         label_dropout: share of labels replaced by `num_classes`, which stands for none; in [0, 1].
         seed: of what is drawn.

@@ -3,6 +3,7 @@
 Shapes: h w grid of tokens, C tokens per position, N rows.
 """
 
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,18 @@ from lgq_hf.tokens.sources import CROP, FLIP, ID, LABEL
 
 Row = dict[str, Any]
 Key = int | tuple[int, int]  # number of a row, or (epoch, number)
+EPOCH = "epoch"
 _READ_AT_ONCE = 1024  # rows of a stream
+
+
+def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """This process and how many there are: as given, or as `engine.share` finds them."""
+    if (rank is None) != (world_size is None):
+        raise ValueError("rank and world_size belong together: give both or none")
+    if rank is not None and world_size is not None and not 0 <= rank < world_size:
+        raise ValueError(f"rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}")
+    world_size, rank = share(world_size, rank)
+    return rank, world_size
 
 
 class _Shards:
@@ -49,6 +61,8 @@ class _Shards:
         if tokenizer is not None:
             check_tokenizer(self.manifest, tokenizer)
         features = self.manifest["features"]
+        if EPOCH in columns:
+            raise ValueError(f"cannot return the column {EPOCH!r}: rows tell by that name which epoch they are of")
         if missing := [column for column in columns if column not in features]:
             raise ValueError(f"no column {missing[0]!r} in the tokens of {self.place}, which have {sorted(features)}")
         wanted = [TOKENS, *SIZES[:2], ID, LABEL, CROP, FLIP, *columns]
@@ -62,18 +76,24 @@ class _Shards:
                     f"{shard['file']} of {self.place} {found}: `lgq tokenize --verify` tells what is left"
                 )
 
-    def __len__(self) -> int:
-        """How many rows there are, over all processes."""
+    @property
+    def total(self) -> int:
+        """N, over all processes."""
         return int(self.manifest["counts"]["rows"])
 
-    def row(self, values: Row, tokens: np.ndarray, epoch: int) -> Row:
-        """What users get of a stored row."""
-        shape = self.manifest["grid"]
-        if shape is None:
-            per_position = self.manifest["tokenizer"]["tokens_per_position"]
-            shape = [values.pop(name) for name in SIZES[:2]] + ([per_position] if per_position > 1 else [])
-        grid = torch.from_numpy(np.asarray(tokens).astype(np.int64)).reshape(shape)
-        return {TOKENS: grid, **values, "epoch": epoch}
+    def read(self, batch: Any, epoch: int) -> Iterator[Row]:
+        """What users get of the rows of an Arrow record batch."""
+        tokens = batch.column(TOKENS)
+        lists = getattr(tokens, "storage", tokens)  # datasets may have made an extension type of it
+        per_position = self.manifest["tokenizer"]["tokens_per_position"]
+        for values, grid in zip(batch.drop_columns([TOKENS]).to_pylist(), lists, strict=True):
+            flat, shape = grid.values, self.manifest["grid"]
+            while str(flat.type).startswith(("list", "fixed_size_list")):
+                flat = flat.flatten()
+            if shape is None:
+                shape = [values.pop(name) for name in SIZES[:2]] + ([per_position] if per_position > 1 else [])
+            tokens_of_row = torch.from_numpy(flat.to_numpy().astype(np.int64)).reshape(shape)
+            yield {TOKENS: tokens_of_row, **values, EPOCH: epoch}
 
 
 class TokenDataset(_Shards, Dataset[Row]):
@@ -94,31 +114,37 @@ class TokenDataset(_Shards, Dataset[Row]):
         folder = Folder(self.place)
         if not folder.local:
             raise ValueError(f"{self.place} is not on this machine: read it by TokenStream, or download it first")
-        files = [folder.path(shard["file"]) for shard in self.manifest["shards"] if shard["rows"]]
+        files = [glob.escape(folder.path(shard["file"])) for shard in self.manifest["shards"] if shard["rows"]]
         rows = import_datasets().load_dataset("parquet", data_files={"train": files}, split="train")
         self.rows = rows.select_columns(self.columns).with_format("numpy", columns=[TOKENS], output_all_columns=True)
+        self._batches = self.rows.with_format("arrow")  # the same, a third of the time for a row
+
+    def __len__(self) -> int:
+        """N, over all processes."""
+        return self.total
 
     def __getitem__(self, key: Key) -> Row:
         epoch, number = key if isinstance(key, tuple) else (0, key)
-        values = dict(self.rows[int(number)])
-        return self.row(values, values.pop(TOKENS), epoch)
+        return next(self.read(self._batches[int(number)].to_batches()[0], epoch))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
     """(epoch, number) of the rows of one process, for `DataLoader(TokenDataset(...), sampler=...)`.
 
     The order of an epoch is drawn from (seed, epoch) and does not depend on the number of processes, which take turns
-    at it: every row comes exactly once in an epoch, over all processes.
+    at it: every row comes exactly once in an epoch, over all processes. The rows are shared out here: a loader that
+    `Accelerator.prepare` wraps shares them out once more, so leave it out of `prepare`, or give rank 0 of 1.
 
     Args:
         size: N, rows of the dataset.
         rank, world_size: of this process; `None`: as `accelerate launch` and `torchrun` say, else 0 of 1.
         seed: of the order.
         shuffle: False: the order of the files, in every epoch.
-        even: what makes processes equal, as steps that all take together need: "drop" leaves out the last
-            `size % world_size` rows of the epoch's order, "repeat" adds its first ones again; `None`: some processes
-            have one row more than others.
-        start: rows of the epoch, over all processes, that were seen before: to go on within it.
+        even: `None`: some processes have one row more than others, for which processes that step together, as in DDP,
+            would wait for ever. "drop" leaves out the last rows of the order, "repeat" adds the first ones again, so
+            that what is left from `start` on can be shared evenly.
+        epoch: which one the first iteration is.
+        start: rows of this epoch, over all processes, that were seen before: to go on within it.
     """
 
     def __init__(
@@ -130,31 +156,45 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: int = 0,
         shuffle: bool = True,
         even: str | None = None,
+        epoch: int = 0,
         start: int = 0,
     ) -> None:
         if even not in (None, "drop", "repeat"):
             raise ValueError(f"even: expected None, 'drop' or 'repeat', got {even!r}")
-        self.world_size, self.rank = share(world_size, rank)
-        self.size, self.seed, self.shuffle, self.even, self.epoch = size, seed, shuffle, even, 0
-        total = {None: size, "drop": size - size % self.world_size, "repeat": size + -size % self.world_size}
-        self.total = total[even]
-        if not 0 <= start <= self.total:
-            raise ValueError(f"start: expected 0 to the {self.total} rows of an epoch, got {start}")
-        self.start = start
+        self.rank, self.world_size = _share(rank, world_size)
+        self.size, self.seed, self.shuffle, self.even = size, seed, shuffle, even
+        self.epoch: int
+        self.start: int
+        self.set_epoch(epoch, start)
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Which epoch the next iteration is, and where it begins."""
+    def set_epoch(self, epoch: int, start: int | None = None) -> None:
+        """Which epoch the next iteration is, and where it begins; `None`: the epoch it has where it has, others at 0.
+
+        Raises:
+            ValueError: a start beyond the rows of an epoch.
+        """
+        if start is None:
+            start = self.start if epoch == self.epoch else 0
+        most = self.size + (-self.size % self.world_size if self.even == "repeat" else 0)
+        if not 0 <= start <= most:
+            raise ValueError(f"start: expected 0 to the {most} rows of an epoch, got {start}")
         self.epoch, self.start = epoch, start
+
+    def _positions(self) -> range:
+        """Of this process in the order of the epoch; those from `size` on stand for the first ones again."""
+        left = max(0, self.size - self.start)
+        left += {None: 0, "drop": -(left % self.world_size), "repeat": -left % self.world_size}[self.even]
+        return range(self.start + self.rank, self.start + left, self.world_size)
 
     def __len__(self) -> int:
         """Rows that this process has left in this epoch."""
-        return len(range(self.start + self.rank, self.total, self.world_size))
+        return len(self._positions())
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.arange(self.size)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        for position in range(self.start + self.rank, self.total, self.world_size):
+        for position in self._positions():
             yield self.epoch, int(order[position % self.size])
 
 
@@ -163,9 +203,11 @@ class TokenStream(_Shards, IterableDataset[Row]):
 
     The files of an epoch stand in an order drawn from (seed, epoch). Processes, and the workers of each
     process's DataLoader, have ranges of the rows in that order, which meet without gap or overlap: every row comes
-    exactly once in an epoch, however few files there are. A process may have some rows more than another. Within its
-    range a reader keeps `shuffle_buffer` rows and hands over one of them at random. To go on within an epoch, use
-    `TokenDataset`.
+    exactly once in an epoch, however few files there are. A process may have one row more than another, and, as each
+    worker makes batches of its own, more batches: where processes step together, stop all after the same number of
+    steps. Within its range a reader keeps `shuffle_buffer` rows and hands over one of them at random. To go on within
+    an epoch, use `TokenDataset`. As with `EpochSampler`, leave the loader out of `Accelerator.prepare`, or give rank 0
+    of 1.
 
     Args:
         place, tokenizer, columns: as in `_Shards`.
@@ -187,22 +229,35 @@ class TokenStream(_Shards, IterableDataset[Row]):
         super().__init__(place, tokenizer, columns)
         if shuffle_buffer < 0:
             raise ValueError(f"shuffle_buffer: expected 0 or more rows, got {shuffle_buffer}")
-        self.world_size, self.rank = share(world_size, rank)
-        self.seed, self.shuffle_buffer, self.epoch = seed, shuffle_buffer, 0
+        self.rank, self.world_size = _share(rank, world_size)
+        self.seed, self.shuffle_buffer = seed, shuffle_buffer
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
+
+    def __len__(self) -> int:
+        """Rows of this process in an epoch, of all its workers."""
+        return len(self._share_of(self.rank, self.world_size))
+
+    def _share_of(self, reader: int, readers: int) -> range:
+        return range(reader * self.total // readers, (reader + 1) * self.total // readers)
+
+    @property
+    def epoch(self) -> int:
+        """Which epoch the next iteration is."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is; workers of a DataLoader that outlive an epoch do not hear of it."""
-        self.epoch = epoch
+        """Which epoch the next iteration is, in workers of a DataLoader too."""
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Row]:
-        worker = get_worker_info()
-        readers = self.world_size * (worker.num_workers if worker else 1)
-        reader = self.rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
-        rows = self._range(reader * len(self) // readers, (reader + 1) * len(self) // readers)
+        worker, epoch = get_worker_info(), self.epoch
+        workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
+        reader = self.rank * workers + own
+        rows = self._range(self._share_of(reader, self.world_size * workers), epoch)
         if not self.shuffle_buffer:
             yield from rows
             return
-        rng = np.random.default_rng([self.seed, self.epoch, reader])
+        rng = np.random.default_rng([self.seed, epoch, reader])
         kept: list[Row] = []
         for row in rows:
             if len(kept) < self.shuffle_buffer:
@@ -214,21 +269,23 @@ class TokenStream(_Shards, IterableDataset[Row]):
         for drawn in rng.permutation(len(kept)):
             yield kept[drawn]
 
-    def _range(self, start: int, stop: int) -> Iterator[Row]:
-        """Rows start to stop - 1 of the epoch's order of files."""
+    def _range(self, wanted: range, epoch: int) -> Iterator[Row]:
+        """Some rows of the epoch's order of files."""
         shards = self.manifest["shards"]
         order = range(len(shards))
         if self.shuffle_buffer:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(shards)).tolist()
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(shards)).tolist()
         first = 0
         for number in order:
             rows = shards[number]["rows"]
-            low, high = max(start, first), min(stop, first + rows)
+            low, high = max(wanted.start, first), min(wanted.stop, first + rows)
             if low < high:
-                yield from self._file(shards[number]["file"], low - first, high - first)
+                for batch in self._file(shards[number]["file"], low - first, high - first):
+                    yield from self.read(batch, epoch)
             first += rows
 
-    def _file(self, name: str, start: int, stop: int) -> Iterator[Row]:
+    def _file(self, name: str, start: int, stop: int) -> Iterator[Any]:
+        """Record batches of rows start to stop - 1 of a file; row groups that hold none of them are not read."""
         from pyarrow import parquet
 
         folder = Folder(self.place)
@@ -236,24 +293,16 @@ class TokenStream(_Shards, IterableDataset[Row]):
             file, first = parquet.ParquetFile(opened), 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
-                if first < stop and start < first + rows:
-                    for batch in file.iter_batches(_READ_AT_ONCE, row_groups=[group], columns=self.columns):
-                        low, high = max(start - first, 0), min(stop - first, batch.num_rows)
-                        if low < high:
-                            yield from self._rows(batch.slice(low, high - low))
-                        first += batch.num_rows
-                else:
+                if first + rows <= start:
                     first += rows
-
-    def _rows(self, batch: Any) -> Iterator[Row]:
-        tokens = batch.column(TOKENS)
-        lists = getattr(tokens, "storage", tokens)  # datasets may have made an extension type of it
-        others = batch.drop_columns([TOKENS]).to_pylist()
-        for values, grid in zip(others, lists, strict=True):
-            flat = grid.values
-            while hasattr(flat, "flatten") and str(flat.type).startswith(("list", "fixed_size_list")):
-                flat = flat.flatten()
-            yield self.row(values, flat.to_numpy(), self.epoch)
+                    continue
+                for batch in file.iter_batches(_READ_AT_ONCE, row_groups=[group], columns=self.columns):
+                    low, high = max(start - first, 0), min(stop - first, batch.num_rows)
+                    if low < high:
+                        yield batch.slice(low, high - low)
+                    first += batch.num_rows
+                    if first >= stop:
+                        return
 
 
 __all__ = ["EpochSampler", "TokenDataset", "TokenStream"]

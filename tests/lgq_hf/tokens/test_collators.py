@@ -34,7 +34,8 @@ def test_class_and_raster_order() -> None:
     shifted = AutoregressiveCollator(K, 4, shift=True)(rows)
     assert torch.equal(shifted["input_ids"], batch["input_ids"][:, :-1])
     assert torch.equal(shifted["labels"], batch["input_ids"][:, 1:])
-    assert AutoregressiveCollator(K, 0)(rows[1:2])["input_ids"][0, 0] == K
+    assert AutoregressiveCollator(K, 0)(rows)["input_ids"][:, 0].tolist() == [K, K, K]
+    assert MaskedCollator(K, 0)(rows)["class_labels"].tolist() == [0, 0, 0]
 
 
 def test_llama_computes_the_same_loss_from_both_forms() -> None:

@@ -1,4 +1,5 @@
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 from torch.utils.data import DataLoader
 
+from lgq_hf.tokens import reading
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.reading import EpochSampler, TokenDataset, TokenStream
 
@@ -120,6 +123,22 @@ def test_the_order_does_not_depend_on_the_processes() -> None:
     assert len(list(sampler)) == len(sampler) == 22
 
 
+def test_going_on_within_an_epoch() -> None:
+    whole = EpochSampler(22, rank=0, world_size=1)
+    whole.set_epoch(3)
+    sampler = EpochSampler(22, rank=0, world_size=1, epoch=3, start=7)
+    sampler.set_epoch(3)  # as a loop over epochs does, which does not know of the start
+    assert list(sampler) == list(whole)[7:]
+    sampler.set_epoch(4)
+    assert len(sampler) == 22
+    for even, length in (("drop", 3), ("repeat", 4)):  # of 15 rows that are left
+        shares = [list(EpochSampler(22, rank=rank, world_size=4, even=even, start=7)) for rank in range(4)]
+        assert [len(share) for share in shares] == [length] * 4
+    assert len(EpochSampler(22, rank=0, world_size=4, even="repeat", start=24)) == 0
+    with pytest.raises(ValueError, match="start: expected 0 to the 22 rows of an epoch, got 99"):
+        sampler.set_epoch(5, 99)
+
+
 def test_fewer_rows_than_processes() -> None:
     shares = [list(EpochSampler(2, rank=rank, world_size=3)) for rank in range(3)]
     assert sorted(number for share in shares for _, number in share) == [0, 1]
@@ -138,6 +157,44 @@ def test_a_stream_reads_its_share_only(tokens: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(TokenStream, "_file", note)
     list(TokenStream(tokens, rank=0, world_size=4))
     assert len(opened) <= 2  # of four files
+
+
+def test_a_stream_decodes_no_further_than_it_needs(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    original = parquet.ParquetFile.iter_batches
+
+    def note(self: Any, *args: Any, **options: Any) -> Iterator[Any]:
+        for batch in original(self, *args, **options):
+            decoded.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", note)
+    monkeypatch.setattr(reading, "_READ_AT_ONCE", 1)
+    assert len(list(TokenStream(tokens, rank=0, world_size=11, shuffle_buffer=0))) == sum(decoded) == 2  # of six
+
+
+def test_workers_that_outlive_an_epoch(tokens: Path) -> None:
+    stream = TokenStream(tokens, rank=0, world_size=1)
+    loader = DataLoader(stream, batch_size=None, num_workers=1, persistent_workers=True)
+    epochs = []
+    for epoch in range(2):
+        stream.set_epoch(epoch)
+        rows = list(loader)
+        assert {row["epoch"] for row in rows} == {epoch}
+        epochs.append(_names(rows))
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
+
+
+def test_length_of_a_loader(tokens: Path) -> None:
+    """What trainers take for the steps of an epoch: of a stream those of its process, not of all."""
+    for rank in range(3):
+        loader = DataLoader(TokenStream(tokens, rank=rank, world_size=3), batch_size=2, collate_fn=list)
+        assert len(loader) == len(list(loader)) == 4
+
+
+def test_a_folder_whose_name_is_a_pattern(tokens: Path, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "run[1]*")
+    assert len(TokenDataset(tmp_path / "run[1]*")) == 22
 
 
 def test_from_another_place(tokens: Path) -> None:
@@ -188,3 +245,9 @@ def test_what_is_refused(
         EpochSampler(3, even="pad")
     with pytest.raises(ValueError, match="start: expected 0 to the 3 rows of an epoch, got 4"):
         EpochSampler(3, start=4)
+    with pytest.raises(ValueError, match="rank and world_size belong together: give both or none"):
+        EpochSampler(3, rank=0)
+    with pytest.raises(ValueError, match="rank: expected 0 to world_size - 1 = 1, got 2"):
+        TokenStream(made.output, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="cannot return the column 'epoch': rows tell by that name which epoch"):
+        TokenStream(made.output, columns=["epoch"])
