@@ -51,14 +51,27 @@ def finish(plan: Plan, folder: Folder) -> Manifest:
         "versions": sorted(versions, key=str),
         "shards": shards,
     }
-    content = json.dumps(manifest, indent=1) + "\n"
-    if not (folder.exists(MANIFEST) and folder.fs.cat_file(folder.path(MANIFEST)) == content.encode()):
-        with folder.write(MANIFEST) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    if folder.local:  # what a kill left; nobody writes any more
-        for leftover in Path(folder.path("data")).glob(".*.tmp.parquet"):
+    _write(folder, json.dumps(manifest, indent=1) + "\n")
+    if folder.local:  # what a kill left; whoever still writes writes what is there already
+        for leftover in [*Path(folder.path("data")).glob(".*.tmp.parquet"), *Path(folder.root).glob(".*.tmp.json")]:
             leftover.unlink(missing_ok=True)
     return manifest
+
+
+def _write(folder: Folder, content: str) -> None:
+    """Writes the manifest where it is not there; several processes may do so at once, all with the same content."""
+    if _holds(folder, content):
+        return
+    try:
+        with folder.write(MANIFEST) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    except FileNotFoundError:  # another process was faster, and tidied up
+        if not _holds(folder, content):
+            raise
+
+
+def _holds(folder: Folder, content: str) -> bool:
+    return folder.exists(MANIFEST) and bool(folder.fs.cat_file(folder.path(MANIFEST)) == content.encode())
 
 
 def _checksum(folder: Folder, name: str) -> tuple[int, str]:
