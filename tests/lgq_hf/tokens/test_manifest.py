@@ -1,7 +1,8 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -12,8 +13,9 @@ from pyarrow import parquet
 from lgq_hf import LGQModel
 from lgq_hf.checkpoint import find_checkpoint
 from lgq_hf.tokens.engine import Job, tokenize
-from lgq_hf.tokens.manifest import check_tokenizer, read_manifest, verify
+from lgq_hf.tokens.manifest import check_tokenizer, finish, read_manifest, verify
 from lgq_hf.tokens.plan import differences, file_names, identity, pictures_of, pictures_per_file
+from lgq_hf.tokens.shards import Folder
 
 
 @pytest.fixture
@@ -145,3 +147,27 @@ def test_files_cover_every_picture_once() -> None:
         assert ranges[0].start == 0 and ranges[-1].stop == count
         assert all(one.stop == two.start and len(one) == per_file for one, two in itertools.pairwise(ranges))
     assert pictures_per_file(4096) == 64 and pictures_per_file(10**6) == 15625 and pictures_per_file(10**8) == 16384
+
+
+def test_two_processes_that_finish_at_once(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One finds its temporary file gone, because the other has written the manifest and tidied up."""
+    manifest, file = read_manifest(tokens), tokens / "manifest.json"
+    whole = file.read_text()
+    plan = json.loads(parquet.read_metadata(tokens / manifest["shards"][0]["file"]).metadata[b"lgq_hf"])["plan"]
+    folder = Folder(tokens)
+
+    @contextmanager
+    def overtaken(self: Folder, name: str) -> Iterator[Path]:
+        yield tokens / ".1-ab.tmp.json"
+        (tokens / ".1-ab.tmp.json").unlink()
+        file.write_text(whole + extra)
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(Folder, "write", overtaken)
+    for extra in ("", " "):
+        file.unlink()
+        if not extra:
+            assert finish(plan, folder) == manifest
+        else:
+            with pytest.raises(FileNotFoundError):
+                finish(plan, folder)
