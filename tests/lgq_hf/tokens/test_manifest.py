@@ -153,7 +153,8 @@ def test_two_processes_that_finish_at_once(tokens: Path, monkeypatch: pytest.Mon
     """One finds its temporary file gone, because the other has written the manifest and tidied up."""
     manifest, file = read_manifest(tokens), tokens / "manifest.json"
     whole = file.read_text()
-    plan = json.loads(parquet.read_metadata(tokens / manifest["shards"][0]["file"]).metadata[b"lgq_hf"])["plan"]
+    found = ("counts", "failures", "devices", "versions", "shards")
+    plan = {key: value for key, value in manifest.items() if key not in found}
     folder = Folder(tokens)
 
     @contextmanager
