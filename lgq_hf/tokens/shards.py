@@ -28,7 +28,10 @@ class Folder:
 
     def __init__(self, place: str | Path) -> None:
         self.place = str(place)
-        self.fs, self.root = fsspec.url_to_fs(self.place)
+        try:
+            self.fs, self.root = fsspec.url_to_fs(self.place)
+        except ImportError as error:  # which says what to install
+            raise ModuleNotFoundError(f"{self.place}: {error}") from error
         self.local = isinstance(self.fs, LocalFileSystem)
         if not self.local:
             self.fs.invalidate_cache()  # of listings, in which what other processes wrote is missing
@@ -106,7 +109,7 @@ def write_shard(
     except OSError as error:
         raise OSError(
             f"cannot write {name} to {folder.place}: {error}. No half file is left, and the finished ones stay: make "
-            "room, and give the same command again"
+            "room, or mend what it says, and give the same command again"
         ) from error
 
 

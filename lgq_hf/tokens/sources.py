@@ -63,8 +63,8 @@ class FolderSource:
         return len(self.names)
 
     def id(self, index: int) -> str:
-        """Path within the folder."""
-        return self.names[index]
+        """Path within the folder; bytes that are no text appear as escapes."""
+        return _as_text(self.names[index])
 
     def read(self, index: int) -> Image.Image:
         """The picture as RGB; raises ValueError with the reason where it cannot be read."""
@@ -281,8 +281,13 @@ def _open_folder(path: str) -> FolderSource:
         names = sorted({str(folder) for folder in folders})
         numbers = {name: number for number, name in enumerate(names)}
         labels = [numbers[str(folder)] for folder in folders]
-        features = {LABEL: import_datasets().ClassLabel(names=names)}
+        features = {LABEL: import_datasets().ClassLabel(names=[_as_text(name) for name in names])}
     return FolderSource(path, Path(path).absolute(), [source.name for source in sources], labels, features)
+
+
+def _as_text(name: str) -> str:
+    """A file's name as Arrow can keep it: some systems allow names that are not UTF-8."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _image_column(dataset: Any, name: str) -> str:

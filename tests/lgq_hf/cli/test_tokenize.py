@@ -84,6 +84,7 @@ def test_mixed_sizes(lgq: Callable[..., Any], folder: Path, tmp_path: Path) -> N
         (["{in}", "-o", "{out}", "--size", "64", "--num-shards", "2"], "num_shards and shard_index belong together"),
         (["{in}", "-o", "{out}", "--size", "64", "--label-column", "y"], "is a folder of pictures, it has no columns"),
         (["--verify", "{in}"], "no manifest.json in"),
+        (["{in}", "-o", "nothing://place", "--size", "64"], "Protocol not known: nothing"),
     ],
 )
 def test_wrong_usage(lgq: Callable[..., Any], folder: Path, tmp_path: Path, words: list[str], message: str) -> None:

@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 
 from lgq_hf.checkpoint import Reference
 from lgq_hf.tokens.encoding import Encoding, Preprocessing
@@ -178,6 +180,18 @@ def test_sources_can_be_sent_to_another_process(sources: Sources) -> None:
         sent: TokenSource = pickle.loads(pickle.dumps(source))
         assert (sent.id(4), sent.columns(4)) == (source.id(4), source.columns(4))
         assert np.array_equal(np.asarray(sent.read(4)), np.asarray(source.read(4)))
+
+
+def test_names_that_are_no_text(pictures: Path, tmp_path: Path) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), b"gr\xfcn")
+    os.mkdir(folder)
+    with open(os.path.join(folder, b"caf\xe9.jpg"), "wb") as file:
+        file.write((pictures / "cats" / "01.jpg").read_bytes())
+    source = open_source(str(tmp_path))
+    assert source.id(0) == "gr\\xfcn/caf\\xe9.jpg"
+    assert source.features["label"].names == ["gr\\xfcn"]
+    assert source.read(0).size == Image.open(pictures / "cats" / "01.jpg").size
+    source.digest()
 
 
 def test_no_rows(reference: Reference) -> None:
