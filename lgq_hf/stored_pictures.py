@@ -2,7 +2,7 @@
 
 import glob
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +119,26 @@ def load_parquet(path: str, split: str, *, streaming: bool) -> Any:
     files = [Path(file).absolute() for file in found if Path(file).is_file()]
     if not files:
         raise FileNotFoundError(f"no parquet files at {path}: expected a file, a folder of *.parquet, or a glob")
+    escaped = [
+        glob.escape(str(file)) for file in files_of_split(files, split, path)
+    ]  # datasets takes them for patterns
+    return import_datasets().load_dataset("parquet", data_files={split: escaped}, split=split, streaming=streaming)
+
+
+def files_of_split(files: Sequence[Path], split: str, path: str) -> Sequence[Path]:
+    """The files named `<split>-*` or like the split; all of them for "train" where no name tells a split.
+
+    Raises:
+        ValueError: none of this split.
+    """
     named = [file for file in files if file.stem == split or file.name.startswith(f"{split}-")]
     if not named and (split != "train" or tells_splits([file.stem.partition("-")[0] for file in files])):
         listed = ", ".join(file.name for file in files[:5]) + ", ..." * (len(files) > 5)
         raise ValueError(
-            f"no {split}-*.parquet at {path}, where there are {listed}: name the files of this split so, or give "
-            "another path or split"
+            f"no {split}-*{files[0].suffix} at {path}, where there are {listed}: name the files of this split so, or "
+            "give another path or split"
         )
-    escaped = [glob.escape(str(file)) for file in named or files]  # datasets takes them for patterns
-    return import_datasets().load_dataset("parquet", data_files={split: escaped}, split=split, streaming=streaming)
+    return named or files
 
 
 def import_datasets() -> Any:

@@ -4,11 +4,13 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from lgq_hf.checkpoint import SHORT, Checkpoint, load_checkpoint
 from lgq_hf.files import atomic_file
+from lgq_hf.pictures import SUFFIXES
 from lgq_hf.tokens.features import SIZES, TOKENS
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest
 from lgq_hf.tokens.reading import TokenDataset
@@ -99,15 +101,20 @@ class _Shards:
         if start >= min(stop, len(self.rows)):
             raise ValueError(f"--rows: no rows {start}:{stop} in {place}, which has {len(self.rows)}")
         self.numbers = range(start, min(stop, len(self.rows)))
-        self.names: Sequence[str] = [self._name(number) for number in self.numbers]
+        named = self.rows.rows.with_format(None).select_columns([ID, CROP, FLIP])
+        self.names = [self._name(number, named[number]) for number in self.numbers]
+        counts = Counter(name.casefold() for name in self.names)
+        for place_of, (number, name) in enumerate(zip(self.numbers, self.names, strict=True)):
+            if counts[name.casefold()] > 1:
+                self.names[place_of] = f"row-{number}/{name}"
 
-    def _name(self, number: int) -> str:
+    def _name(self, number: int, row: dict[str, Any]) -> str:
         """The id, and which view of the picture it is; the row's number where an id cannot be a path."""
-        row = self.rows.rows[number]
-        name = row[ID] if is_relative(row[ID]) else f"row-{number}"
-        views = self.manifest["preprocessing"]
-        several = [row[CROP]] * (views["crops"] > 1) + ["flipped"] * bool(row[FLIP])
-        return str(PurePosixPath(name).with_suffix("")) + "".join(f"-{word}" for word in several) + ".png"
+        path = PurePosixPath(row[ID] if is_relative(row[ID]) else f"row-{number}")
+        several = [row[CROP]] * (self.manifest["preprocessing"]["crops"] > 1) + ["flipped"] * bool(row[FLIP])
+        stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+        suffix = path.suffix if path.suffix.lower() in SUFFIXES else ".png"
+        return str(path.with_name("-".join([stem, *several]) + suffix))
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuses tokens that another model made."""

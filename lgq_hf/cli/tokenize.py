@@ -82,6 +82,9 @@ def _job(args: argparse.Namespace) -> Job:
     output = Folder(args.output)
     if output.local:
         check_output_folder(Path(output.root))
+        inside, outside = Path(output.root).resolve(), Path(args.source).resolve()
+        if outside.is_dir() and inside.is_relative_to(outside):
+            raise ValueError(f"{args.output} lies in {args.source}, which is to be read: choose another output folder")
     reference = find_checkpoint(args.model, args.revision)
     source = open_source(
         args.source,
@@ -102,10 +105,9 @@ def _job(args: argparse.Namespace) -> Job:
         Encoding(args.batch_size, args.dtype, args.channels_last, args.compile),
         split=args.split,
         mixed_sizes=args.mixed_sizes,
-        on_error=args.on_error,
         per_file=args.pictures_per_file,
     )
-    return Job(plan, reference, source, os.path.abspath(output.root) if output.local else args.output)
+    return Job(plan, reference, source, os.path.abspath(output.root) if output.local else args.output, args.on_error)
 
 
 def _summary(manifest: Manifest) -> str:

@@ -25,10 +25,11 @@ class ShardRows:
         plan: of the set.
         encoder: of its tokenizer.
         views: name of the crop and whether it is mirrored, for each row of a picture.
+        stop: at a picture that cannot be read.
     """
 
-    def __init__(self, plan: Plan, encoder: Encoder, views: list[tuple[str, bool]]) -> None:
-        self.plan, self.encoder, self.views = plan, encoder, views
+    def __init__(self, plan: Plan, encoder: Encoder, views: list[tuple[str, bool]], stop: bool) -> None:
+        self.plan, self.encoder, self.views, self.stop = plan, encoder, views, stop
         self.size = plan["size"] and tuple(plan["size"])
         self.rows: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
@@ -41,7 +42,7 @@ class ShardRows:
         """Takes the pictures of a chunk of this shard.
 
         Raises:
-            ValueError: a picture that cannot be read, if the plan says to stop; one of another size than the plan's.
+            ValueError: a picture that cannot be read, if it is to stop; one of another size than the plan's.
         """
         pixels = chunk.pixels.to(self.encoder.device, non_blocking=True)
         start = 0
@@ -63,11 +64,11 @@ class ShardRows:
                 row = {**picture.columns, CROP: crop, FLIP: flipped}
                 if not self.size:
                     row |= dict(zip(SIZES[2:], picture.size, strict=True))
-                self._wait(len(self.rows), view)
+                self._wait(len(self.rows), view if self.size else view.clone())  # a view keeps its whole chunk
                 self.rows.append(row)
 
     def _fail(self, name: str, reason: str) -> None:
-        if self.plan["on_error"] == "stop":
+        if self.stop:
             raise ValueError(f"{name}: {reason} (to record such pictures and go on: --on-error skip, on_error='skip')")
         self.failures.append({ID: name, "reason": reason})
 
@@ -91,21 +92,21 @@ class ShardRows:
         several = self._waiting.pop(shape)
         pixels = torch.stack([view for _, view in several])
         self._bytes -= pixels.numel()
-        self._done.append(([number for number, _ in several], self.encoder(pixels, fill=bool(self.size))))
+        tokens = self.encoder(pixels, fill=bool(self.size)).to(getattr(torch, self.plan["dtype"]))
+        self._done.append(([number for number, _ in several], tokens))
 
     def columns(self) -> dict[str, Any]:
         """All rows by column, as `write_shard` takes them; what still waits is encoded first."""
         for shape in list(self._waiting):
             self._encode(shape)
-        dtype = np.dtype(self.plan["dtype"])
         grids: list[Any] = [None] * len(self.rows)
         for numbers, tokens in self._done:
-            for number, grid in zip(numbers, tokens.cpu().numpy().astype(dtype), strict=True):
+            for number, grid in zip(numbers, tokens.cpu().numpy(), strict=True):
                 grids[number] = grid
         names = [name for name in self.plan["features"] if name not in (TOKENS, *SIZES[:2])]
         made: dict[str, Any] = {name: [row[name] for row in self.rows] for name in names}
         if self.size:
-            made[TOKENS] = np.stack(grids) if grids else np.empty((0, *self.plan["grid"]), dtype)
+            made[TOKENS] = np.stack(grids) if grids else np.empty((0, *self.plan["grid"]), self.plan["dtype"])
         else:
             made |= dict(zip(SIZES[:2], zip(*(grid.shape[:2] for grid in grids), strict=True), strict=False))
             made |= {name: [] for name in SIZES[:2] if name not in made}

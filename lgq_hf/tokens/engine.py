@@ -25,6 +25,7 @@ from lgq_hf.tokens.shards import Folder, read_footer, write_shard
 from lgq_hf.tokens.sources import TokenSource
 
 Progress = Callable[[int], None]
+ON_ERROR = ("skip", "stop")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,18 @@ class Job:
         reference: the tokenizer.
         source: the pictures.
         output: folder, as `Folder` takes it.
+        on_error: "skip" a picture that cannot be read and record why, or "stop".
     """
 
     plan: Plan
     reference: Reference
     source: TokenSource
     output: str
+    on_error: str = "skip"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error: expected one of {list(ON_ERROR)}, got {self.on_error!r}")
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -112,7 +119,9 @@ class FileMaker:
         left = 0
         for chunk in self._chunks(numbers):
             if rows is None:
-                rows = ShardRows(self.job.plan, self.encoder, self.job.preprocessing.views())
+                rows = ShardRows(
+                    self.job.plan, self.encoder, self.job.preprocessing.views(), self.job.on_error == "stop"
+                )
                 left = len(pictures_of(self.job.plan, chunk.file))
             rows.add(chunk)
             left -= len(chunk.pictures)
@@ -215,7 +224,7 @@ def tokenize(
         device = own_device(device)
         num_workers = default_workers(device) if num_workers is None else num_workers
         FileMaker(job, device, num_workers).make(own, progress)
-    return None if job.unfinished() else finish(job.plan, Folder(job.output))
+    return None if job.unfinished() else finish(job.plan, Folder(job.output), own)
 
 
 __all__ = ["FileMaker", "Job", "default_workers", "own_device", "share", "tokenize"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,48 @@ from lgq_hf.tokens.shards import Folder, read_footer
 from lgq_hf.tokens.sources import CROP, FLIP, ID
 
 MANIFEST = "manifest.json"
+_TEMPORARY = ".[0-9]*-????????.tmp.json"  # as `atomic_file` names it
+_FOUND = ("counts", "failures", "devices", "versions", "shards")  # what a manifest has beside the plan
 Manifest = dict[str, Any]
 
 
-def finish(plan: Plan, folder: Folder) -> Manifest:
+def finish(plan: Plan, folder: Folder, made: Collection[int] = ()) -> Manifest:
     """Writes the manifest of shards that are all there, and returns it.
 
+    Args:
+        plan: of the shards.
+        folder: with them.
+        made: numbers of the files that were made just now; the others must be those of a manifest that is there.
+
     Raises:
-        ValueError: a shard is missing, or not one picture could be read.
+        ValueError: a shard is missing or was changed after the manifest was written, or no picture could be read.
     """
+    manifest = _summary(plan, folder)
+    if folder.exists(MANIFEST):
+        old = read_manifest(folder.place)
+        before = {shard["file"]: shard["sha256"] for shard in old["shards"]}
+        if identity(_plan_of(old)) != identity(plan):
+            before = {}
+        new = {name for number, name in enumerate(file_names(plan)) if number in made}
+        for shard in manifest["shards"]:
+            if shard["file"] not in new and before.get(shard["file"], shard["sha256"]) != shard["sha256"]:
+                raise ValueError(
+                    f"{shard['file']} in {folder.place} does not have the bytes that {MANIFEST} says: delete the file "
+                    f"and give the command again (or delete {MANIFEST}, if it was made anew on another machine)"
+                )
+    _write(folder, json.dumps(manifest, indent=1) + "\n")
+    if folder.local:  # what a kill left; whoever still writes writes what is there already
+        for leftover in [*Path(folder.path("data")).glob(".*.tmp.parquet"), *Path(folder.root).glob(_TEMPORARY)]:
+            leftover.unlink(missing_ok=True)
+    return manifest
+
+
+def _plan_of(manifest: Manifest) -> Plan:
+    return {key: value for key, value in manifest.items() if key not in _FOUND}
+
+
+def _summary(plan: Plan, folder: Folder) -> Manifest:
+    """The manifest of shards as they are."""
     shards, failures, devices, versions = [], [], set(), []
     pictures = 0
     for name in file_names(plan):
@@ -43,7 +77,7 @@ def finish(plan: Plan, folder: Folder) -> Manifest:
         raise ValueError(
             f"not one of {pictures} pictures could be read; the last: {failures[-1][ID]}: {failures[-1]['reason']}"
         )
-    manifest = {
+    return {
         **plan,
         "counts": {"pictures": pictures, "rows": rows, "failures": len(failures)},
         "failures": failures,
@@ -51,11 +85,6 @@ def finish(plan: Plan, folder: Folder) -> Manifest:
         "versions": sorted(versions, key=str),
         "shards": shards,
     }
-    _write(folder, json.dumps(manifest, indent=1) + "\n")
-    if folder.local:  # what a kill left; whoever still writes writes what is there already
-        for leftover in [*Path(folder.path("data")).glob(".*.tmp.parquet"), *Path(folder.root).glob(".*.tmp.json")]:
-            leftover.unlink(missing_ok=True)
-    return manifest
 
 
 def _write(folder: Folder, content: str) -> None:
@@ -97,13 +126,31 @@ def read_manifest(place: str | Path) -> Manifest:
         with folder.open(MANIFEST) as file:
             manifest: Manifest = json.load(file)
         form, version = manifest["format"], manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{MANIFEST} in {place} is damaged: {error}") from error
+        if (form, version) == (FORMAT, VERSION):
+            _check_parts(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST} in {place} is damaged: {type(error).__name__} {error}") from error
     if (form, version) != (FORMAT, VERSION):
         raise ValueError(
             f"{MANIFEST} in {place}: expected format {FORMAT!r} version {VERSION}, got {form!r} {version}"
         )
     return manifest
+
+
+def _check_parts(manifest: Manifest) -> None:
+    """Raises KeyError or TypeError where a part that is read later is missing or of another type."""
+    numbers = [manifest["files"], manifest["pictures_per_file"], manifest["source"]["pictures"]]
+    numbers += [manifest["counts"][name] for name in ("pictures", "rows", "failures")]
+    numbers += [manifest["tokenizer"][name] for name in ("codebook_size", "tokens_per_position")]
+    numbers += [shard[name] for shard in manifest["shards"] for name in ("rows", "bytes")]
+    texts = [shard[name] for shard in manifest["shards"] for name in ("file", "sha256")]
+    texts += [manifest["tokenizer"][name] for name in ("name", "weights_sha256", "codebook_sha256")]
+    texts += [manifest["source"]["split"], manifest["dtype"], *manifest["features"]]
+    for values, kind in ((numbers, int), (texts, str), ([*(manifest["grid"] or []), *(manifest["size"] or [])], int)):
+        if wrong := [value for value in values if not isinstance(value, kind)]:
+            raise TypeError(f"expected {kind.__name__}, got {wrong[0]!r}")
+    manifest["preprocessing"]["crops"]
+    manifest["failures"], manifest["devices"], manifest["versions"]
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: LGQModel | Reference | str | Path) -> None:
@@ -124,6 +171,11 @@ def check_tokenizer(manifest: Manifest, tokenizer: LGQModel | Reference | str | 
         key = "weights_sha256" if whole else "codebook_sha256"
         found = fingerprint(state if whole else [item for item in state if item[0].startswith(CODEBOOK)])
         called = tokenizer.name_or_path or "the model"
+        if not whole and not any(name.startswith(CODEBOOK) for name, _ in state):
+            raise ValueError(
+                f"{called!r} is in half precision and has no codebook to be told by: give its folder or "
+                "repository, or load it in float32"
+            )
     else:
         reference = tokenizer if isinstance(tokenizer, Reference) else find_checkpoint(str(tokenizer))
         key, found, called = "weights_sha256", reference.weights, reference.name
@@ -152,8 +204,9 @@ def verify(place: str | Path) -> Manifest:
     ids: Counter[str] = Counter()
     for shard in manifest["shards"]:
         found += _shard_findings(folder, manifest, shard, ids)
-    if rows := manifest["counts"]["rows"] - sum(shard["rows"] for shard in manifest["shards"]):
-        found.append(f"{MANIFEST} counts {rows} rows more than its shards")
+    if not found:
+        told = _summary(_plan_of(manifest), folder)
+        found += [f"{MANIFEST} and shards: {line}" for line in differences(manifest, told)]
     views = Counter(ids.values())
     if len(views) > 1:
         found.append(f"ids differ in how many rows they have: {dict(views)}")
@@ -179,6 +232,8 @@ def _shard_findings(folder: Folder, manifest: Manifest, shard: dict[str, Any], i
     if footer is None or identity(footer["plan"]) != identity(plan):
         lines = differences(footer["plan"], plan) if footer else ["no footer"]
         found.append(f"{name} is of another plan: {'; '.join(lines[:3])}")
+    elif footer["plan"]["tokenizer"]["revision"] != manifest["tokenizer"]["revision"]:
+        found.append(f"{name} is of revision {footer['plan']['tokenizer']['revision']}, {MANIFEST} says another")
     with folder.open(name) as file:
         table = parquet.read_table(file)
     if table.num_rows != shard["rows"]:

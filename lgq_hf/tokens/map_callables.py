@@ -223,7 +223,7 @@ class DecodeTokens(_LazyCheckpoint):
             raise ValueError(f"no column {TOKENS!r}: the rows have {sorted(rows)}")
         checkpoint = self.load(rank)
         ragged = all(name in rows for name in SIZES)
-        if ragged and not isinstance(rows[SIZES[0]], list | tuple | np.ndarray):
+        if ragged and np.ndim(rows[SIZES[0]]) == 0:
             return {"image": self._picture(checkpoint, rows, None)}  # type: ignore[dict-item]  # one row, one picture
         per_position = 1 if checkpoint.config.tokens_per_position == 1 else 2
         if not ragged and np.ndim(rows[TOKENS]) == 1 + per_position:

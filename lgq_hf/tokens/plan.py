@@ -18,7 +18,6 @@ from lgq_hf.tokens.features import grid_of, token_dtype, token_features
 from lgq_hf.tokens.sources import CROP, FLIP, ID, TokenSource
 
 FORMAT, VERSION = "lgq-token-shards", 1
-ON_ERROR = ("skip", "stop")
 # by default there are about this many files, of no more and no fewer pictures than these
 _FILES, _MOST, _FEWEST = 64, 16384, 64
 Plan = dict[str, Any]
@@ -58,7 +57,6 @@ def make_plan(
     *,
     split: str = "train",
     mixed_sizes: bool = False,
-    on_error: str = "skip",
     per_file: int | None = None,
 ) -> Plan:
     """The plan for a source and a tokenizer, the same in every process.
@@ -71,7 +69,6 @@ def make_plan(
         encoding: how the model is run.
         split: what files are called; of "train[:10%]" the first word.
         mixed_sizes: pictures may differ in size. Without it, all must have that of the first that can be read.
-        on_error: "skip" a picture that cannot be read and record why, or "stop".
         per_file: pictures of one file; `None`: about 64 files.
 
     Raises:
@@ -79,10 +76,10 @@ def make_plan(
     """
     config, processor = reference.settings()
     token_dtype(config.codebook_size)
-    if on_error not in ON_ERROR:
-        raise ValueError(f"on_error: expected one of {list(ON_ERROR)}, got {on_error!r}")
     if mixed_sizes and preprocessing.size is not None:
         raise ValueError("mixed_sizes is for pictures that keep their size: leave it or the size out")
+    if mixed_sizes and encoding.compile:
+        raise ValueError("compile needs pictures of one size: what a graph computes would depend on the sizes before")
     if not len(source):
         raise ValueError(f"nothing to do: {source.name} has no pictures")
     per_file = pictures_per_file(len(source)) if per_file is None else per_file
@@ -121,7 +118,6 @@ def make_plan(
             "pictures": len(source),
             "sha256": source.digest(),
         },
-        "on_error": on_error,
         "pictures_per_file": per_file,
         "files": -(-len(source) // per_file),
     }
@@ -176,7 +172,6 @@ def _common_size(source: TokenSource, processor: LGQImageProcessor, preprocessin
 
 __all__ = [
     "FORMAT",
-    "ON_ERROR",
     "VERSION",
     "Plan",
     "differences",

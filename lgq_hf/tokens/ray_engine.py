@@ -49,7 +49,7 @@ def tokenize_with_ray(
     Raises:
         ModuleNotFoundError: without Ray, naming the extra.
         ValueError: numbers out of range; others as `tokenize`.
-        Exception: what an actor met, as Ray reports it.
+        OSError: other errors of a worker, in one line.
     """
     try:
         import ray
@@ -64,8 +64,11 @@ def tokenize_with_ray(
     if missing:
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
-        needed = workers * cpus_per_worker
-        if (have := ray.cluster_resources().get("CPU", 0)) <= needed:
+        workers = min(workers, len(missing))
+        have, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
+        if gpus < workers * gpus_per_worker:
+            raise ValueError(f"{workers} workers of {gpus_per_worker} GPUs, but the cluster has {gpus:g}")
+        if have <= workers * cpus_per_worker:
             raise ValueError(
                 f"{workers} workers of {cpus_per_worker} cores take all {have:g} of the cluster, and Ray's reading "
                 "tasks would wait for ever: fewer workers, or a smaller share for each"
@@ -76,13 +79,30 @@ def tokenize_with_ray(
             FileActor,
             fn_constructor_args=(job, "cuda" if gpus_per_worker else "cpu", num_workers),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
+            compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=cpus_per_worker,
             num_gpus=gpus_per_worker,
         )
-        for row in made.iter_rows():
-            progress(row["pictures"])
-    return finish(job.plan, Folder(job.output))
+        try:
+            for row in made.iter_rows():
+                progress(row["pictures"])
+        except ray.exceptions.RayError as error:
+            raise _own(error) from error
+    return finish(job.plan, Folder(job.output), missing)
+
+
+def _own(error: BaseException) -> Exception:
+    """What an actor raised, without Ray's wrapping, as one of the errors that `tokenize` raises."""
+    cause: BaseException | None = error
+    while cause is not None:
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if inner is None or inner is cause:
+            break
+        cause = inner
+    if type(cause) in (ValueError, OSError, FileNotFoundError):
+        return type(cause)(str(cause))  # type: ignore[return-value,misc]
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return OSError(f"a worker of Ray failed: {lines[-1] if lines else type(cause).__name__}")
 
 
 __all__ = ["FileActor", "tokenize_with_ray"]

@@ -107,6 +107,8 @@ def write_shard(
                 if table.num_rows:  # datasets cannot read a group without rows
                     writer.write_table(table, row_group_size=max(1, _TOKENS_IN_GROUP // per_row))
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and read_footer(folder, name) == footer:
+            return  # another process made the same file, finished all, and tidied up
         raise OSError(
             f"cannot write {name} to {folder.place}: {error}. No half file is left, and the finished ones stay: make "
             "room, or mend what it says, and give the same command again"
@@ -122,7 +124,8 @@ def _options(schema: Any) -> dict[str, Any]:
     kind = getattr(kind, "storage_type", kind)
     while hasattr(kind, "value_type"):
         kind, leaf = kind.value_type, f"{leaf}.list.element"
-    return {"compression": "zstd", "use_dictionary": False, "column_encoding": {leaf: "BYTE_STREAM_SPLIT"}}
+    encoding = {leaf: "BYTE_STREAM_SPLIT"}
+    return {"compression": "zstd", "use_dictionary": False, "column_encoding": encoding, "data_page_size": 2**21}
 
 
 def read_footer(folder: Folder, name: str) -> dict[str, Any] | None:
@@ -136,11 +139,11 @@ def read_footer(folder: Folder, name: str) -> dict[str, Any] | None:
 
     if not folder.exists(name):
         return None
-    try:
-        with folder.open(name) as file:
+    with folder.open(name) as file:
+        try:
             metadata = parquet.read_metadata(file).metadata or {}
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowException):
-        return None
+        except (pyarrow.ArrowException, OSError):  # the latter for a footer that is there and damaged
+            return None
     if FOOTER not in metadata:
         raise ValueError(f"{name} in {folder.place} is no token shard: choose an empty folder as output")
     footer: dict[str, Any] = json.loads(metadata[FOOTER])

@@ -2,6 +2,8 @@
 
 import glob
 import hashlib
+import re
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,15 @@ from PIL import Image
 
 from lgq_hf.checkpoint import canonical_sha256
 from lgq_hf.pictures import find_pictures, read_picture
-from lgq_hf.stored_pictures import import_datasets, load_parquet, load_split, read_stored, to_rgb, undecoded
+from lgq_hf.stored_pictures import (
+    files_of_split,
+    import_datasets,
+    load_parquet,
+    load_split,
+    read_stored,
+    to_rgb,
+    undecoded,
+)
 from lgq_hf.tokens.features import SIZES, TOKENS
 
 KINDS = ("folder", "dataset", "parquet", "webdataset")
@@ -156,17 +166,20 @@ class DatasetSource:
         return {ours: row[theirs] for ours, theirs in self._from.items()}
 
     def digest(self) -> str:
-        """sha256 (hex) over row count, bytes, column types and ids."""
-        info = self.pictures.info
-        known = {name: split.num_bytes for name, split in (info.splits or {}).items()}
-        ids = hashlib.sha256()
-        if self.id_column and self.others is not None:
-            for batch in self.others.select_columns([self.id_column]).iter(4096):
-                ids.update("\n".join(map(str, batch[self.id_column])).encode())
+        """sha256 (hex) over each picture's path and length in bytes, and over all other columns that are used."""
+        sha256 = hashlib.sha256()
+        for batch in self.pictures.with_format(None).iter(1024):
+            for stored in batch[self.image_column]:
+                fields = stored if isinstance(stored, dict) else {"": stored}
+                for name, value in sorted(fields.items()):
+                    said = f"{len(value)} bytes {value[:64].hex()}" if isinstance(value, bytes) else str(value)
+                    sha256.update(f"{name}\0{said}\n".encode(errors="surrogateescape"))
+        if self.others is not None:
+            for batch in self.others.iter(1024):
+                sha256.update(repr(sorted(batch.items())).encode(errors="surrogateescape"))
         features = {name: str(feature) for name, feature in self.features.items()}
-        return canonical_sha256(
-            {"rows": len(self), "bytes": known.get(self.split), "features": features, "ids": ids.hexdigest()}
-        )
+        content = {"split": self.split, "rows": len(self), "features": features, "content": sha256.hexdigest()}
+        return canonical_sha256(content)
 
 
 def open_source(
@@ -233,11 +246,11 @@ def _load(path: str, kind: str, split: str, name: str | None, revision: str | No
             return load_split(path, split, name=name, revision=revision, streaming=False)
         if kind == "parquet":
             return load_parquet(path, split, streaming=False)
-        tars = [glob.escape(file) for file in _files(path, "tar")]
+        tars = [glob.escape(str(file)) for file in files_of_split([*map(Path, _files(path, "tar"))], split, path)]
         return datasets.load_dataset("webdataset", data_files={split: tars}, split=split)
     except FileNotFoundError:
         raise
-    except (datasets.exceptions.DatasetsError, IndexError) as error:  # IndexError: save_to_disk of no rows
+    except (datasets.exceptions.DatasetsError, tarfile.TarError, IndexError) as error:  # save_to_disk of no rows
         reason = (str(error.__cause__ or error).splitlines() or [""])[0]
         raise ValueError(f"cannot read {path} ({split}) as {kind}, it is damaged or empty: {reason}") from error
 
@@ -310,7 +323,7 @@ def _label_feature(dataset: Any, column: str, name: str) -> Any:
     datasets = import_datasets()
     feature = _feature(dataset, column, name)
     if not isinstance(feature, datasets.ClassLabel):
-        if "int" not in str(getattr(feature, "dtype", "")):
+        if not (isinstance(feature, datasets.Value) and re.fullmatch(r"u?int\d+", feature.dtype)):
             raise ValueError(
                 f"the label column {column!r} of {name} holds {feature}: expected integers or a ClassLabel; make one "
                 f"with dataset.class_encode_column({column!r}), or keep it as it is by `keep`"
@@ -326,7 +339,8 @@ def _label_feature(dataset: Any, column: str, name: str) -> Any:
 
 def _check_ids(dataset: Any, column: str, name: str) -> None:
     feature = _feature(dataset, column, name)
-    if not any(word in str(getattr(feature, "dtype", "")) for word in ("int", "string")):
+    kinds = r"u?int\d+|(large_)?string"
+    if not (isinstance(feature, import_datasets().Value) and re.fullmatch(kinds, feature.dtype)):
         raise ValueError(f"the id column {column!r} of {name} holds {feature}: expected strings or integers")
     seen: set[bytes] = set()  # digests, for ids may be long
     for batch in dataset.with_format(None).select_columns([column]).iter(4096):

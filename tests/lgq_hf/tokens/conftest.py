@@ -55,10 +55,10 @@ def job(pictures: Path, reference: Reference, tmp_path: Path) -> Callable[..., J
     ) -> Job:
         source = source or open_source(str(pictures))
         preprocessing = Preprocessing(**({} if mixed_sizes else {"size": 64}) | cut)
-        options: dict[str, Any] = {"mixed_sizes": mixed_sizes, "on_error": on_error, "per_file": per_file}
+        options: dict[str, Any] = {"mixed_sizes": mixed_sizes, "per_file": per_file}
         encoding = Encoding(batch_size=batch_size)
         plan = make_plan(like, "org/tiny", source, preprocessing, encoding, split=split, **options)
-        return Job(plan, like, source, str(output or tmp_path / "tokens"))
+        return Job(plan, like, source, str(output or tmp_path / "tokens"), on_error)
 
     return make
 

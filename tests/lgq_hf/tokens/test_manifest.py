@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pytest
@@ -59,7 +60,7 @@ def test_verify_looks_into_the_files(tokens: Path, job: Callable[..., Job], tmp_
     table = parquet.read_table(file)
     parquet.write_table(table.slice(1), file)
     _rehash(tokens, 1)
-    with pytest.raises(ValueError, match=r"(?s)00001-of-00004.parquet has 2 rows, expected 3.*ids|00001.* has 2 rows"):
+    with pytest.raises(ValueError, match=r"00001-of-00004.parquet has 2 rows, expected 3"):
         verify(tokens)
     parquet.write_table(table.take([0, 1, 1]), file)
     _rehash(tokens, 1)
@@ -172,3 +173,40 @@ def test_two_processes_that_finish_at_once(tokens: Path, monkeypatch: pytest.Mon
         else:
             with pytest.raises(FileNotFoundError):
                 finish(plan, folder)
+
+
+def test_a_rerun_does_not_make_a_damaged_shard_good(job: Callable[..., Job]) -> None:
+    made = job()
+    tokenize(made)
+    shard = Path(made.output, "data", "train-00001-of-00004.parquet")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    with pytest.raises(
+        ValueError, match=r"00001-of-00004\.parquet in .* does not have the bytes that manifest\.json says"
+    ):
+        tokenize(made)
+    shard.unlink()
+    tokenize(made)
+    assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest["counts"].update(pictures=99), "counts.pictures: 99 and 11"),
+        (lambda manifest: manifest.update(devices=["tpu"]), "devices: .*tpu"),
+        (
+            lambda manifest: manifest["tokenizer"].update(revision="abc"),
+            "is of revision None, manifest.json says anot",
+        ),
+        (lambda manifest: manifest.pop("counts"), "manifest.json in .* is damaged: KeyError 'counts'"),
+        (lambda manifest: manifest.pop("shards"), "manifest.json in .* is damaged: KeyError 'shards'"),
+        (lambda manifest: manifest["shards"][0].update(rows="3"), "is damaged: TypeError expected int, got '3'"),
+    ],
+)
+def test_a_manifest_that_was_changed(tokens: Path, change: Callable[[Any], Any], message: str) -> None:
+    manifest = read_manifest(tokens)
+    change(manifest)
+    (tokens / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=message):
+        verify(tokens)

@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def test_pictures_beside_folders_have_no_labels(pictures: Path, tmp_path: Path) 
             {"label_column": "caption"},
             r"label column 'caption' .* expected integers or a ClassLabel; make one with data",
         ),
-        ({"id_column": "class"}, "the id 0 stands twice in column 'class' of"),
+        ({"id_column": "class"}, "the id column 'class' of .* expected strings or integers"),
         ({"id_column": "image"}, "the id column 'image' of .* expected strings or integers"),
         ({"keep": ["id"]}, "cannot keep the column 'id': token shards use that name themselves"),
         ({"keep": ["image"]}, "cannot keep the column 'image'"),
@@ -180,6 +181,33 @@ def test_sources_can_be_sent_to_another_process(sources: Sources) -> None:
         sent: TokenSource = pickle.loads(pickle.dumps(source))
         assert (sent.id(4), sent.columns(4)) == (source.id(4), source.columns(4))
         assert np.array_equal(np.asarray(sent.read(4)), np.asarray(source.read(4)))
+
+
+def test_rows_that_look_alike_from_afar(tmp_path: Path, pictures: Path) -> None:
+    """The same number of rows and the same columns, but other pictures, labels or parts of a dataset."""
+    files = sorted(pictures.rglob("*.jpg"))
+    digests = set()
+    for number, (chosen, labels) in enumerate(
+        ((files[:4], [0, 1, 0, 1]), (files[4:8], [0, 1, 0, 1]), (files[:4], [1, 1, 0, 1]))
+    ):
+        features = datasets.Features({"image": datasets.Image(), "y": datasets.Value("int64")})
+        table = {"image": [{"bytes": file.read_bytes(), "path": None} for file in chosen], "y": labels}
+        datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / str(number))
+        digests.add(open_source(str(tmp_path / str(number)), label_column="y").digest())
+    assert len(digests) == 3
+    with pytest.raises(ValueError, match="the id 1 stands twice in column 'n' of rows"):
+        _of({"image": ["a.jpg", "b.jpg"], "n": [1, 1]}, image_column="image", id_column="n")
+
+
+def test_tars_of_other_splits_are_left_out(sources: Sources, tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "validation")):
+        shutil.copy(Path(sources["webdataset"][0], f"{number}.tar"), tmp_path / f"{split}-0.tar")
+    assert [len(open_source(str(tmp_path), split=split)) for split in ("train", "validation")] == [6, 5]
+    with pytest.raises(ValueError, match=r"no test-\*\.tar at .*, where there are train-0.tar, validation-0.tar"):
+        open_source(str(tmp_path), split="test")
+    (tmp_path / "validation-0.tar").write_bytes(b"nothing" * 200)
+    with pytest.raises(ValueError, match=r"cannot read .* \(validation\) as webdataset, it is damaged or empty"):
+        open_source(str(tmp_path), split="validation")
 
 
 def test_names_that_are_no_text(pictures: Path, tmp_path: Path) -> None:
