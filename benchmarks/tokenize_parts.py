@@ -126,6 +126,8 @@ class Parts:
     def look_up(self) -> float:
         """The lookup alone."""
         latents = [self.encoder.latents(self.encoder.pixel_values(batch)) for batch in self._batches()]
+        if self.device == "cuda":
+            torch.cuda.synchronize()  # or the encoder would be timed too
         start = time.perf_counter()
         for one in latents:
             self.encoder.model.quantizer(one)
@@ -177,8 +179,11 @@ class Parts:
                 return "the files of this setting do not hold whole batches"
             pictures = [self.job.source.read(i) for i in range(first, min(first + self.batch_size, len(names)))]
             batch = checkpoint.processor(pictures, crop_size=size, return_tensors="pt", **options)["pixel_values"]
-            with torch.inference_mode():
-                expected = checkpoint.model.encode(batch.to(checkpoint.device)).image_tokens.cpu()
+            if self.job.encoding.channels_last:
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():  # its own latents: a compiled encoder rounds otherwise in bf16
+                latents = self.encoder.latents(batch.to(checkpoint.device))
+                expected = checkpoint.model.quantizer(latents).image_tokens.cpu()
             for name, tokens in zip(names[first : first + self.batch_size], expected, strict=True):
                 if not torch.equal(found[name], tokens):
                     return f"{int((found[name] != tokens).sum())} tokens of {name} differ"

@@ -25,7 +25,8 @@ def main(words: list[str]) -> int:
     pictures, output, name, rank, world_size, core = words
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core) % (os.cpu_count() or 1)})
+        cores = sorted(os.sched_getaffinity(0))  # a container may not have core 0
+        os.sched_setaffinity(0, {cores[int(core) % len(cores)]})
     job = make_job(Path(pictures), Path(output) / rank, None, SETTINGS[name])
     maker = FileMaker(job, "cpu")
     own = list(range(int(rank), job.plan["files"], int(world_size)))

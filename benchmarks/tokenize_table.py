@@ -30,8 +30,11 @@ def _parts(parts: dict[str, Any]) -> list[str]:
         "",
         f"Pictures a second. Shares of the time without reading ahead: {told} (the lookup's: of the encoder).",
     ]
-    best = max(row["against_slower"] for row in parts["workers"].values())
-    return [*lines, "", *_targets([("end to end, of the slower of the two", best, OF_SLOWER)])]
+    rows = [
+        (f"end to end, of the slower of the two, {workers} processes ahead", row["against_slower"], OF_SLOWER)
+        for workers, row in parts["workers"].items()
+    ]
+    return [*lines, "", *_targets(rows)]
 
 
 def _targets(rows: list[tuple[str, float, float]]) -> list[str]:

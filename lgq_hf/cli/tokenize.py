@@ -79,6 +79,10 @@ def run(args: argparse.Namespace) -> int:
 def _job(args: argparse.Namespace) -> Job:
     if args.source is None or args.output is None:
         raise ValueError("expected a SOURCE and --output, or --verify DIR")
+    if args.engine == "ray" and (args.device != "auto" or args.num_shards is not None or args.shard_index is not None):
+        raise ValueError(
+            "--device, --num-shards and --shard-index are for --engine local; Ray has --ray-workers and -gpus"
+        )
     output = Folder(args.output)
     if output.local:
         check_output_folder(Path(output.root))

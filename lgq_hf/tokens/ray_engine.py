@@ -15,11 +15,16 @@ class FileActor:
     def __init__(self, job: Job, device: str, num_workers: int) -> None:
         self.job, self.maker = job, FileMaker(job, device, num_workers)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """`batch` is {"file": numbers}; returns those, and how many pictures each file holds."""
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """`batch` is {"file": numbers}; returns those, the pictures of each file, and an error by type and text."""
         numbers = [int(number) for number in batch["file"]]
-        self.maker.make(numbers)
-        return {"file": numbers, "pictures": [len(pictures_of(self.job.plan, number)) for number in numbers]}
+        kind = text = ""
+        try:
+            self.maker.make(numbers)
+        except (ValueError, OSError) as error:  # as rows, since Ray would wrap them in pages of its own
+            kind, text = ("value" if isinstance(error, ValueError) else "os"), str(error)
+        pictures = [len(pictures_of(self.job.plan, number)) for number in numbers]
+        return {"file": numbers, "pictures": pictures, "kind": [kind] * len(numbers), "text": [text] * len(numbers)}
 
 
 def tokenize_with_ray(
@@ -85,24 +90,13 @@ def tokenize_with_ray(
         )
         try:
             for row in made.iter_rows():
+                if row["kind"]:
+                    raise ValueError(row["text"]) if row["kind"] == "value" else OSError(row["text"])
                 progress(row["pictures"])
         except ray.exceptions.RayError as error:
-            raise _own(error) from error
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise OSError(f"a worker of Ray failed: {lines[-1] if lines else type(error).__name__}") from error
     return finish(job.plan, Folder(job.output), missing)
-
-
-def _own(error: BaseException) -> Exception:
-    """What an actor raised, without Ray's wrapping, as one of the errors that `tokenize` raises."""
-    cause: BaseException | None = error
-    while cause is not None:
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        if inner is None or inner is cause:
-            break
-        cause = inner
-    if type(cause) in (ValueError, OSError, FileNotFoundError):
-        return type(cause)(str(cause))  # type: ignore[return-value,misc]
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return OSError(f"a worker of Ray failed: {lines[-1] if lines else type(cause).__name__}")
 
 
 __all__ = ["FileActor", "tokenize_with_ray"]

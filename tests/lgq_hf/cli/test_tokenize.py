@@ -84,6 +84,10 @@ def test_mixed_sizes(lgq: Callable[..., Any], folder: Path, tmp_path: Path) -> N
         (["{in}", "-o", "{out}", "--size", "64", "--num-shards", "2"], "num_shards and shard_index belong together"),
         (["{in}", "-o", "{out}", "--size", "64", "--label-column", "y"], "is a folder of pictures, it has no columns"),
         (["--verify", "{in}"], "no manifest.json in"),
+        (
+            ["{in}", "-o", "{out}", "--engine", "ray", "--device", "cpu"],
+            "are for --engine local; Ray has --ray-workers",
+        ),
         (["{in}", "-o", "{in}/tokens", "--size", "64"], "which is to be read: choose another output folder"),
         (["{in}", "-o", "{out}", "--mixed-sizes", "--compile"], "compile needs pictures of one size"),
         (["{in}", "-o", "nothing://place", "--size", "64"], "Protocol not known: nothing"),

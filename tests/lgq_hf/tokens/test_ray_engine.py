@@ -8,6 +8,7 @@ import pytest
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import verify
 from lgq_hf.tokens.ray_engine import tokenize_with_ray
+from lgq_hf.tokens.sources import open_source
 
 ray = pytest.importorskip("ray", reason="pip install 'lgq_hf[ray]'")
 
@@ -34,6 +35,13 @@ def test_two_actors_write_the_same_bytes(
     assert digests(made.output) == digests(tmp_path / "local")
     assert manifest == verify(made.output)
     assert len(datasets.load_dataset(made.output, split="train")) == 11
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"nothing")
+    stopped = job(tmp_path / "stopped", source=open_source(str(tmp_path / "bad")), on_error="stop")
+    with pytest.raises(ValueError, match=r"^a\.jpg: not an image .*--on-error skip"):
+        tokenize_with_ray(stopped, **options)
+    with pytest.raises(ValueError, match="1 workers of 1 GPUs, but the cluster has 0"):
+        tokenize_with_ray(stopped, **options, gpus_per_worker=1)
     Path(made.output, "data", "train-00002-of-00004.parquet").unlink()
     tokenize_with_ray(made, **options, started=counted.append)
     assert counted[-1] == 3
