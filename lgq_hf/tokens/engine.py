@@ -69,12 +69,12 @@ class Job:
         folder, names = Folder(self.output), file_names(self.plan)
         if others := sorted({name for name in folder.names("data") if not _hidden(name)} - set(names)):
             raise ValueError(self._foreign(others[0], read_footer(folder, others[0])))
-        missing = []
+        missing, own = [], identity(self.plan)
         for number, name in enumerate(names):
             footer = read_footer(folder, name)
             if footer is None:
                 missing.append(number)
-            elif identity(footer["plan"]) != identity(self.plan):
+            elif identity(footer["plan"]) != own:
                 raise ValueError(self._foreign(name, footer))
         return missing
 

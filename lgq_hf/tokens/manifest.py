@@ -228,7 +228,7 @@ def _shard_findings(folder: Folder, manifest: Manifest, shard: dict[str, Any], i
         return [f"{name}: its {size} bytes have sha256 {sha256[:SHORT]}, {expected}"]
     found = []
     footer = read_footer(folder, name)
-    plan = {key: manifest[key] for key in (footer or {"plan": {}})["plan"] if key in manifest}
+    plan = _plan_of(manifest)
     if footer is None or identity(footer["plan"]) != identity(plan):
         lines = differences(footer["plan"], plan) if footer else ["no footer"]
         found.append(f"{name} is of another plan: {'; '.join(lines[:3])}")
