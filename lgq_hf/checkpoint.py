@@ -95,7 +95,7 @@ def load_checkpoint(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_reference(place)
-    with _quiet(), _explained(reference or place):
+    with quiet(), _explained(reference or place):
         folder, model, processor = _load(place, revision, dtype)
     return Checkpoint(name, folder, model, processor, torch.device(device))
 
@@ -249,7 +249,7 @@ def _one_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers' bars and both libraries' warnings off the terminal; a download still shows its progress."""
     verbosity, hub_verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
     hook = transformers_logging.set_tqdm_hook(lambda _, args, kwargs: transformers_logging.EmptyTqdm(*args, **kwargs))
@@ -272,5 +272,6 @@ __all__ = [
     "find_checkpoint",
     "fingerprint",
     "load_checkpoint",
+    "quiet",
     "weights_fingerprint",
 ]

@@ -1,5 +1,6 @@
-"""One picture that shows originals beside their reconstructions."""
+"""One picture that shows many: originals beside their reconstructions, or a grid of pictures."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,4 +59,45 @@ def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     return sheet
 
 
-__all__ = ["MOST_PIXELS", "Row", "draw_sheet", "pixels", "shortened"]
+def draw_grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int | None = None) -> Image.Image:
+    """Draws pictures row by row, unscaled, each over one line of caption that is cut to its width; RGB.
+
+    Args:
+        pictures: RGB pictures of one size.
+        captions: one for each; empty texts take no room where all are empty.
+        columns: pictures in a row; `None`: about as many as there are rows.
+
+    Raises:
+        ValueError: no pictures, another number of captions, pictures of several sizes, or no column.
+    """
+    if not pictures or len(pictures) != len(captions):
+        raise ValueError(f"expected pictures and a caption for each, got {len(pictures)} and {len(captions)}")
+    if len(sizes := sorted({picture.size for picture in pictures})) > 1:
+        raise ValueError(f"expected pictures of one size, got {sizes[:4]}: draw those of one size together")
+    columns = math.ceil(len(pictures) ** 0.5) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns: expected at least 1, got {columns}")
+    width, height = sizes[0]
+    font = ImageFont.load_default(_SMALLEST_FONT)
+    gap, line = _SMALLEST_FONT // 2, round(_SMALLEST_FONT * 1.4) if any(captions) else 0
+    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(pictures))
+    size = (columns * (width + gap) + gap, rows * (height + line + gap) + gap)
+    grid = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(grid)
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left = gap + number % columns * (width + gap)
+        top = gap + number // columns * (height + line + gap)
+        grid.paste(picture, (left, top))
+        draw.text((left, top + height), _fitting(caption, font, width), fill=_TEXT, font=font)
+    return grid
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """As much of the text's beginning as is `width` pixels wide."""
+    while font.getlength(text) > width:
+        text = text[:-1]
+    return text
+
+
+__all__ = ["MOST_PIXELS", "Row", "draw_grid", "draw_sheet", "pixels", "shortened"]

@@ -68,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     reconstruct.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write: .png")
     _add_tokenize(commands, model)
+    _add_generate(commands)
+    _add_evaluate(commands)
     info = commands.add_parser("info", help="what a checkpoint is and what its tokens cost", epilog=EXIT_STATUS)
     info.add_argument(
         "model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository (default: built in)"
@@ -138,6 +140,66 @@ def _add_tokenize(commands: Any, model: argparse.ArgumentParser) -> None:
     speed.add_argument("--ray-workers", type=int, default=1, metavar="N", help="actors (1)")
     speed.add_argument("--ray-cpus", type=float, default=1, metavar="X", help="cores of each (1)")
     speed.add_argument("--ray-gpus", type=float, default=0, metavar="X", help="GPUs of each (0)")
+
+
+def _drawing(parser: Any, seed: int | None) -> None:
+    """How pictures are drawn; a seed of `None` is drawn itself."""
+    drawn = parser.add_argument_group("how pictures are drawn")
+    drawn.add_argument("--guidance", type=float, default=1.0, metavar="S", help="guidance scale (1: none)")
+    drawn.add_argument("--steps", type=int, metavar="N", help="of a masked generator (12)")
+    drawn.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of each token (1.0)")
+    drawn.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest codes (all)")
+    drawn.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest codes that sum to P (all)")
+    told = "drawn if not given, and printed" if seed is None else str(seed)
+    drawn.add_argument("--seed", type=int, default=seed, metavar="N", help=f"of the random numbers ({told})")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (16)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
+
+
+def _add_generate(commands: Any) -> None:
+    """`lgq generate`."""
+    parser = commands.add_parser(
+        "generate",
+        help="pictures from a generator, side by side",
+        description="Pictures from a pipeline that training.train_generator made, masked or autoregressive.",
+    )
+    parser.add_argument("--pipeline", required=True, metavar="PATH_OR_REPO", help="folder or Hub repository")
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        metavar="CLASS",
+        help="by number or name; repeatable, the pictures take turns (no class)",
+    )
+    parser.add_argument("--num", type=int, default=8, metavar="N", help="pictures to generate (8)")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write: .png")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the networks (as saved)")
+    _drawing(parser, seed=None)
+
+
+def _add_evaluate(commands: Any) -> None:
+    """`lgq evaluate`."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="how good a generator is: its pictures beside real ones, in numbers",
+        description="Generates pictures and compares features of them with those of real pictures: Fréchet distance "
+        "(of the extractor that is named, so no FID), precision and recall; the distance of the tokenizer's "
+        "reconstructions, below which no generator on these tokens gets; and bits per token of tokens held out.",
+    )
+    parser.add_argument("--pipeline", required=True, metavar="PATH_OR_REPO", help="folder or Hub repository")
+    parser.add_argument(
+        "--pictures", required=True, metavar="FOLDER", help="real pictures; folders in it are classes, in their shares"
+    )
+    parser.add_argument("--tokens", metavar="DIR", help="token shards held out from training, of `lgq tokenize`")
+    parser.add_argument("--num", type=int, required=True, metavar="N", help="pictures to generate")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="results to write: .json")
+    parser.add_argument("--grid", metavar="FILE", help="picture of some generated ones to write: .png")
+    parser.add_argument(
+        "--extractor", choices=("efficientnet-lite0",), default="efficientnet-lite0", help="network of the features"
+    )
+    _drawing(parser, seed=0)
 
 
 @contextlib.contextmanager

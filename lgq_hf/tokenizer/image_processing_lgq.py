@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_base import ImageProcessingMixin  # noqa: F401  # where diffusers looks for it
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs, Unpack

@@ -36,7 +36,7 @@ def test_shards_arrive_on_the_hub_one_commit_each(
     digests: Callable[[Any], dict[str, str]],
 ) -> None:
     """With the real client, in a process of its own: it reads its settings when it is imported."""
-    with serve(["org/tokens"]) as hub:
+    with serve("datasets/org/tokens") as hub:
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_test"}
         run = subprocess.run(
             [sys.executable, "-c", _SCRIPT, str(pictures), str(model_folder)],
@@ -48,8 +48,9 @@ def test_shards_arrive_on_the_hub_one_commit_each(
         assert run.returncode == 0, run.stderr
         assert "no repository at hf://datasets/org/none, or none that your token may see: make one" in run.stderr
         names = [f"data/train-{number:05d}-of-00004.parquet" for number in (1, 3, 0, 2)]
-        assert hub.commits["org/tokens"] == [[name] for name in [*names, "manifest.json"]]
-        for name, content in hub.files["org/tokens"].items():
+        tokens = hub.repositories["datasets/org/tokens"]
+        assert tokens.commits == [[name] for name in [*names, "manifest.json"]]
+        for name, content in tokens.files.items():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "copy" / name).write_bytes(content)
     made = job(tmp_path / "local")

@@ -1,0 +1,109 @@
+"""`lgq evaluate`: how good a generator is, in a JSON file that says how its numbers came about."""
+
+import argparse
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
+
+from lgq_hf.files import atomic_file
+from lgq_hf.metrics.efficientnet import EfficientNetLite0
+from lgq_hf.sheet import draw_grid
+from lgq_hf.tokens.sources import FolderSource, open_source
+
+from .output import check_output_file
+from .pipeline import load_quietly
+from .report import shown
+
+_EXTRACTORS = {"efficientnet-lite0": EfficientNetLite0}
+_ON_GRID = 64  # pictures at most
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates `args.pipeline` on `args.pictures` and writes `args.output`; returns the exit status.
+
+    Raises:
+        ValueError: wrong arguments, or a pipeline, pictures or tokens that do not fit.
+        OSError: the output cannot be written.
+        ModuleNotFoundError: diffusers or the extractor's package is missing.
+    """
+    output, grid = Path(args.output), None if args.grid is None else Path(args.grid)
+    for file, suffix in ((output, ".json"), (grid, ".png")):
+        if file is not None:
+            if file.suffix.lower() != suffix:
+                raise ValueError(f"{file}: expected a name that ends in {suffix}")
+            check_output_file(file)
+    pictures: Any = open_source(args.pictures, kind="folder")
+    pipe = load_quietly(args.pipeline, args.device)
+    result, some = _evaluate(args, pipe, pictures, [] if grid is None else _spread(args.num))
+    result = {"pipeline": {"name": args.pipeline, **result.pop("pipeline")}, **result}
+    with atomic_file(output) as temporary:
+        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if grid is not None:
+        sheet = draw_grid(some, [""] * len(some))
+        with atomic_file(grid) as temporary:
+            sheet.save(temporary, format="PNG")
+    print(f"{shown(args.output)}:\n" + "\n".join(f"  {line}" for line in _lines(result)))
+    return 0
+
+
+def _evaluate(
+    args: argparse.Namespace, pipe: Any, pictures: FolderSource, wanted: list[int]
+) -> tuple[dict[str, Any], list[Image.Image]]:
+    """What `evaluate` gives, and the generated pictures of these numbers."""
+    from lgq_hf.generation.draw import Draw
+    from lgq_hf.generation.evaluation import evaluate
+
+    some: list[Image.Image] = []
+    draw = Draw(
+        guidance_scale=args.guidance,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        num_inference_steps=args.steps,
+        seed=args.seed,
+        batch_size=args.batch_size,
+    )
+    with ExitStack() as stack:
+        bars: dict[str, tqdm] = {}
+
+        def watch(stage: str, first: int, batch: torch.Tensor) -> None:
+            if stage not in bars:
+                total = args.num if stage == "generated" else len(pictures)
+                bar = tqdm(total=total, desc=f"{stage} pictures", unit="picture", disable=None, dynamic_ncols=True)
+                bars[stage] = stack.enter_context(bar)
+            bars[stage].update(len(batch))
+            if stage == "generated":
+                inside = [number - first for number in wanted if first <= number < first + len(batch)]
+                some.extend(Image.fromarray(array) for array in batch[inside].permute(0, 2, 3, 1).cpu().numpy())
+
+        extractor = _EXTRACTORS[args.extractor]().to(pipe.vqvae.device)
+        return evaluate(pipe, pictures, args.num, extractor, draw, tokens=args.tokens, watch=watch), some
+
+
+def _spread(num: int) -> list[int]:
+    """Numbers of up to 64 pictures, evenly over all, since classes follow each other."""
+    return np.linspace(0, num - 1, min(num, _ON_GRID)).astype(int).tolist()
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    """The numbers for people, each with what it depends on."""
+    metrics, protocol, cost = result["metrics"], result["protocol"], result["cost"]
+    counts = f"{protocol['generated_pictures']} generated and {protocol['real_pictures']} real pictures"
+    lines = [
+        f"Fréchet distance of {protocol['extractor']} features: {metrics['frechet_distance']:.4g} ({counts})",
+        f"of the tokenizer's reconstructions of the real ones: {metrics['frechet_distance_of_reconstructions']:.4g}",
+        f"precision {metrics['precision']:.3f}, recall {metrics['recall']:.3f} (k = {protocol['neighbours']})",
+    ]
+    if "bits_per_token" in metrics:
+        exact = "at most " if protocol["bits"].startswith("upper bound") else ""
+        bits = f"{exact}{metrics['bits_per_token']:.4f} bits a token, {metrics['bits_per_pixel']:.4f} bits a pixel"
+        lines.append(f"{bits} ({protocol['held_out_rows']} rows held out)")
+    memory = cost["peak_memory_bytes"]
+    held = "" if memory is None else f", {memory / 2**30:.2f} GiB at most ({cost['peak_memory_of']})"
+    return [*lines, f"{cost['seconds_per_picture']:.4g} s a picture in batches of {protocol['batch_size']}{held}"]

@@ -1,0 +1,32 @@
+"""Pipelines for the commands."""
+
+from typing import Any
+
+import torch
+
+from lgq_hf.checkpoint import quiet
+
+
+def load_quietly(place: str, device: str, dtype: str | None = None) -> Any:
+    """A pipeline without bars and warnings on the terminal, neither now nor while it works; a download shows its own.
+
+    Raises:
+        ValueError: as `load_pipeline`.
+        ModuleNotFoundError: without diffusers, naming the extra.
+    """
+    from lgq_hf.generation import load_pipeline  # takes seconds to import, and says what is missing
+    from diffusers.utils import logging as diffusers_logging
+
+    shown = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    try:
+        with quiet():
+            pipe = load_pipeline(place, device=device, dtype=None if dtype is None else getattr(torch, dtype))
+    finally:
+        if shown:
+            diffusers_logging.enable_progress_bar()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+__all__ = ["load_quietly"]

@@ -1,0 +1,323 @@
+"""What both pipelines promise."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from PIL import Image
+
+from lgq_hf import LGQImageProcessor, LGQModel, LGQTokenizer
+from lgq_hf.checkpoint import find_checkpoint
+from lgq_hf.generation import LGQAutoregressivePipeline, LGQMaskedPipeline, load_pipeline
+from tests.lgq_hf.generation.pipelines import CODES, SIDE, small_pipeline, tokenizer
+
+NAMES = {0: "cats", 1: "people", 2: "fruit"}
+KINDS = {"masked": LGQMaskedPipeline, "autoregressive": LGQAutoregressivePipeline}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def pipe(kind: str) -> Any:
+    """Of three classes, in float64: no two results then differ by rounding."""
+    pipe = small_pipeline(kind, id2label=NAMES)
+    pipe.transformer.double()
+    with torch.no_grad():  # weights at their first values hardly tell one class from another
+        for parameter in pipe.transformer.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+    return pipe
+
+
+def test_pictures_in_every_form(pipe: Any) -> None:
+    made = {form: pipe([1, 2], generator=generator(0), output_type=form) for form in ("pil", "np", "pt", "token")}
+    tokens = made["token"].images
+    assert (
+        tokens.shape == (2, SIDE, SIDE) and tokens.dtype == torch.int64 and 0 <= tokens.min() <= tokens.max() < CODES
+    )
+    assert all(torch.equal(one.image_tokens, tokens) for one in made.values())
+    assert made["pt"].images.shape == (2, 3, 32, 32) and made["np"].images.shape == (2, 32, 32, 3)
+    assert np.array_equal(made["pt"].images.permute(0, 2, 3, 1).numpy(), made["np"].images)
+    for picture, array in zip(made["pil"].images, made["np"].images, strict=True):
+        assert isinstance(picture, Image.Image) and np.array_equal(np.asarray(picture), np.round(array * 255))
+    expected = pipe.image_processor.postprocess(pipe.vqvae.decode(tokens).decoded_pixel_values)
+    assert np.array_equal(np.asarray(expected[1]), np.asarray(made["pil"].images[1]))
+    (alone,) = pipe([1, 2], generator=generator(0), output_type="token", return_dict=False)
+    assert torch.equal(alone, tokens)
+
+
+def test_a_picture_depends_on_its_class_and_generator_alone(pipe: Any) -> None:
+    classes, seeds = [2, None, 0, 2, "people"], [7, 8, 9, 10, 7]
+    options = {"guidance_scale": 1.7, "top_k": 20, "temperature": 1.2, "output_type": "token"}
+    together = pipe(classes, generator=[generator(seed) for seed in seeds], **options).images
+    for label, seed, tokens in zip(classes, seeds, together, strict=True):
+        scale = 1.0 if label is None else 1.7
+        alone = pipe(label, generator=generator(seed), **{**options, "guidance_scale": scale}).images
+        assert torch.equal(alone[0], tokens)
+    assert not torch.equal(together[0], together[3])  # another seed
+    assert not torch.equal(together[0], together[4])  # another class
+    again = pipe(classes, generator=[generator(seed) for seed in seeds], **options).images
+    assert torch.equal(together, again)
+
+
+def test_one_generator_serves_all_pictures_in_turn(pipe: Any) -> None:
+    several = pipe(1, num_images_per_label=3, generator=generator(3), output_type="token").images
+    alone = pipe(1, generator=generator(3), output_type="token").images
+    assert several.shape[0] == 3 and torch.equal(several[:1], alone) and not torch.equal(several[0], several[1])
+    torch.manual_seed(5)
+    first = pipe(1, output_type="token").images
+    torch.manual_seed(5)
+    assert torch.equal(pipe(1, output_type="token").images, first)
+
+
+def test_guidance_of_zero_is_no_class_and_of_one_the_class(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {
+        scale: pipe([0, 2], guidance_scale=scale, generator=generator(1), output_type="token").images
+        for scale in (0.0, 1e-9, 1.0, 1 + 1e-9, 3.0)
+    }
+    none = pipe([None, None], generator=generator(1), output_type="token").images
+    assert torch.equal(made[0.0], none) and torch.equal(made[1e-9], none)
+    assert torch.equal(made[1.0], made[1 + 1e-9])  # the one without, the other with a doubled batch
+    assert not torch.equal(made[1.0], none) and not torch.equal(made[1.0], made[3.0])
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (3, "class 3: expected 0 to 2, or None for no class"),
+        (-1, "class -1: expected 0 to 2, or None for no class"),
+        ("dogs", "no class is called 'dogs'; there are cats, people, fruit"),
+        ([], "class_labels: expected at least one class, or None for a picture of no class"),
+    ],
+)
+def test_classes_that_there_are_not(pipe: Any, label: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipe(label)
+
+
+def test_a_generator_without_classes(kind: str) -> None:
+    pipe = small_pipeline(kind, num_classes=0)
+    assert pipe(output_type="token").images.shape == (1, SIDE, SIDE)
+    with pytest.raises(ValueError, match="class 0: this generator was trained without classes, leave them out"):
+        pipe(0)
+    with pytest.raises(ValueError, match="no class is called 'cats'; there are none: this pipeline has no names"):
+        pipe("cats")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_type": "latent"}, r"output_type: expected one of \['pil', 'np', 'pt', 'token'\], got 'latent'"),
+        ({"temperature": -0.1}, "temperature: expected 0 or more, got -0.1"),
+        ({"temperature": float("nan")}, "temperature: expected 0 or more, got nan"),
+        ({"top_k": 0}, "top_k: expected at least 1 code or None, got 0"),
+        ({"top_p": 0.0}, r"top_p: expected a share in \(0, 1\] or None, got 0.0"),
+        ({"guidance_scale": -1.0}, "guidance_scale: expected 0 or more, got -1.0"),
+        ({"class_labels": None, "guidance_scale": 2.0}, "guidance_scale=2.0 needs class_labels: nothing guides"),
+        ({"num_images_per_label": 0}, "num_images_per_label: expected at least 1, got 0"),
+        ({"generator": [generator(0)] * 2}, "expected one generator, or one for each of 1 pictures, got 2"),
+        (
+            {"callback_on_step_end_tensor_inputs": ["latents"]},
+            r"callback_on_step_end_tensor_inputs: expected some of \['image_tokens'\], got \['latents'\]",
+        ),
+        (
+            {"image_tokens": torch.zeros(1, 4, 4, dtype=torch.int64)},
+            r"expected image_tokens \(B, 8, 8\), the grid that this generator was trained on, got shape \(1, 4, 4\)",
+        ),
+        (
+            {"image_tokens": torch.full((SIDE, SIDE), CODES)},
+            r"image_tokens must lie in \[0, 32\), got values from 32 to 32: they come from another tokenizer",
+        ),
+        (
+            {"image_tokens": torch.zeros(3, SIDE, SIDE, dtype=torch.int64)},
+            "expected image_tokens of 1 picture or of 1, got 3",
+        ),
+        (
+            {"image": Image.new("RGB", (32, 24))},
+            r"expected pictures of 32 x 32 pixels \(height x width\), got 24 x 32: resize and crop them first",
+        ),
+        (
+            {"image": Image.new("RGB", (32, 32)), "image_tokens": torch.zeros(SIDE, SIDE, dtype=torch.int64)},
+            "image and image_tokens are two forms of the same: give one of them",
+        ),
+    ],
+)
+def test_options_out_of_range(pipe: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"class_labels": 1, **options})
+
+
+def test_saved_loaded_and_found_again(kind: str, tmp_path: Path) -> None:
+    pipe = small_pipeline(kind, id2label=NAMES)
+    pipe.save_pretrained(tmp_path)
+    expected = pipe("fruit", generator=generator(0), guidance_scale=2.0)
+    for loaded in (KINDS[kind].from_pretrained(tmp_path), load_pipeline(tmp_path), load_pipeline(str(tmp_path))):
+        assert type(loaded) is KINDS[kind] and loaded.id2label == NAMES and loaded.grid == (SIDE, SIDE)
+        made = loaded("fruit", generator=generator(0), guidance_scale=2.0)
+        assert torch.equal(made.image_tokens, expected.image_tokens)
+        assert np.array_equal(np.asarray(made.images[0]), np.asarray(expected.images[0]))
+    other = next(cls for cls in KINDS.values() if cls is not KINDS[kind])
+    with pytest.raises(ValueError, match=f"holds a {KINDS[kind].__name__}, not a {other.__name__}: load it with that"):
+        other.from_pretrained(tmp_path)
+
+
+def test_the_tokenizer_in_a_pipeline_is_a_checkpoint(kind: str, tmp_path: Path) -> None:
+    pipe = small_pipeline(kind)
+    pipe.save_pretrained(tmp_path)
+    model = LGQTokenizer.from_pretrained(tmp_path, subfolder="vqvae")
+    assert isinstance(model, LGQModel)
+    assert LGQImageProcessor.from_pretrained(tmp_path, subfolder="vqvae").pad_to_multiple_of == 4
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), pipe.vqvae.parameters(), strict=True))
+    assert find_checkpoint(str(tmp_path / "vqvae")).weights
+
+
+def test_what_is_no_pipeline(kind: str, tmp_path: Path) -> None:
+    for load in (KINDS[kind].from_pretrained, load_pipeline):
+        with pytest.raises(ValueError, match=r"no pipeline in .*: it has no model_index.json"):
+            load(tmp_path)
+        with pytest.raises(ValueError, match=r"no pipeline at .*: no such folder"):
+            load(tmp_path / "nothing")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ValueError, match="holds a StableDiffusionPipeline: expected one of"):
+        load_pipeline(tmp_path)
+    if not torch.cuda.is_available():
+        (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{KINDS[kind].__name__}"}}')
+        with pytest.raises(ValueError, match="device cuda: torch finds no CUDA device here"):
+            load_pipeline(tmp_path, device="cuda")
+
+
+def rebuilt(pipe: Any, **changes: Any) -> Any:
+    parts = {**pipe.components, **pipe.parameters, **changes}
+    return type(pipe)(**parts)
+
+
+def test_the_tokenizer_of_other_tokens_is_refused(kind: str, tmp_path: Path) -> None:
+    pipe = small_pipeline(kind)
+    pipe.vqvae.save_pretrained(tmp_path / "tokenizer")
+    pipe.image_processor.save_pretrained(tmp_path / "tokenizer")
+    reference = find_checkpoint(str(tmp_path / "tokenizer"))
+    hashes = {"weights_sha256": reference.weights, "codebook_sha256": reference.codebook}
+    made_by = {"name": "org/tiny", "codebook_size": CODES, **hashes}
+    rebuilt(pipe, tokens_made_by=made_by).save_pretrained(tmp_path / "pipeline")
+    for dtype in (None, torch.bfloat16):  # the codebook keeps its precision
+        loaded = load_pipeline(tmp_path / "pipeline", dtype=dtype)
+        assert loaded.config.tokens_made_by == made_by
+    finetuned = tokenizer()
+    with torch.no_grad():
+        finetuned.decoder.out.bias.add_(1)
+    rebuilt(pipe, tokens_made_by=made_by, vqvae=finetuned)  # tokens mean what they meant
+    with torch.no_grad():
+        finetuned.quantizer.centers[3].add_(1)
+    with pytest.raises(ValueError, match=r"the transformer learned tokens of 'org/tiny' \(codebook .*other pictures"):
+        rebuilt(pipe, tokens_made_by=made_by, vqvae=finetuned)
+    finetuned.save_pretrained(tmp_path / "pipeline" / "vqvae")
+    with pytest.raises(ValueError, match="the transformer learned tokens of 'org/tiny'"):
+        load_pipeline(tmp_path / "pipeline")
+
+
+def test_parts_that_do_not_belong_together(kind: str, build_model: Any) -> None:
+    pipe = small_pipeline(kind)
+    with pytest.raises(ValueError, match="expected a tokenizer with one token per position, got 8"):
+        rebuilt(pipe, vqvae=build_model("per_channel", codebook_size=CODES))
+    with pytest.raises(ValueError, match=r"id2label names classes \[3\], there are 3 classes from 0 on"):
+        rebuilt(pipe, id2label={3: "dogs"})
+    with pytest.raises(ValueError, match="do not belong together"):
+        rebuilt(pipe, vqvae=build_model("sq_l2", codebook_size=64))
+    with pytest.raises(ValueError, match=r"grid_height=5, but|are not a grid of 5 x 8"):
+        rebuilt(pipe, grid_height=5)
+
+
+def test_half_precision(kind: str, tmp_path: Path) -> None:
+    small_pipeline(kind).save_pretrained(tmp_path)
+    pipe = load_pipeline(tmp_path, dtype=torch.bfloat16)
+    assert pipe.transformer.dtype == torch.bfloat16 and pipe.vqvae.dtype == torch.bfloat16
+    assert pipe.vqvae.quantizer.centers.dtype == torch.float32
+    made = pipe([0, 1], guidance_scale=2.0, generator=generator(0), output_type="pt").images
+    assert made.dtype == torch.float32 and made.isfinite().all()
+    cast = load_pipeline(tmp_path).to(torch.bfloat16)
+    assert cast.vqvae.quantizer.centers.dtype == torch.float32
+    again = cast([0, 1], guidance_scale=2.0, generator=generator(0), output_type="pt").images
+    assert torch.equal(made, again)
+
+
+class Recorder(ModelHook):
+    """What accelerate's offloading puts on a module: it must be asked before anything of the module is used."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.calls += 1
+        return args, kwargs
+
+
+def test_hooks_of_offloading_are_called(pipe: Any) -> None:
+    assert pipe.model_cpu_offload_seq == "transformer->vqvae"
+    hooks = {name: Recorder() for name in ("transformer", "vqvae")}
+    for name, hook in hooks.items():
+        add_hook_to_module(getattr(pipe, name), hook)
+    pipe(1, generator=generator(0))
+    assert hooks["transformer"].calls > 0 and hooks["vqvae"].calls > 0
+    before = hooks["vqvae"].calls
+    pipe.encode_images(Image.new("RGB", (32, 32)))
+    assert hooks["vqvae"].calls > before
+
+
+def test_the_callback_sees_every_step_and_may_change_tokens(pipe: Any) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def watch(given: Any, step: int, left: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert given is pipe and tensors["image_tokens"].shape == (2, SIDE, SIDE)
+        seen.append((step, left, int((tensors["image_tokens"] == CODES).sum(dim=(1, 2)).max())))
+        return {}
+
+    pipe([0, 1], generator=generator(0), output_type="token", callback_on_step_end=watch)
+    assert [step for step, _, _ in seen] == list(range(len(seen)))
+    assert all(left == masked for _, left, masked in seen) and seen[-1][1] == 0
+    assert [left for _, left, _ in seen] == sorted((left for _, left, _ in seen), reverse=True)
+
+    def all_fives(given: Any, step: int, left: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tokens = tensors["image_tokens"]
+        return {"image_tokens": tokens.masked_fill(tokens != CODES, 5)}
+
+    made = pipe(0, output_type="token", callback_on_step_end=all_fives).images
+    assert (made == 5).all()
+    nothing = {"callback_on_step_end": lambda *given: assert_empty(given[3]), "callback_on_step_end_tensor_inputs": ()}
+    pipe(0, output_type="token", **nothing)
+
+
+def assert_empty(given: dict[str, Any]) -> None:
+    assert given == {}
+
+
+def test_the_progress_bar(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe(0, output_type="token")
+    assert "it/s" not in capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=False, desc="drawing")
+    pipe(0, output_type="token")
+    assert "drawing: 100%" in capsys.readouterr().err
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "diffusers"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("pipeline_masked", "pipeline_autoregressive", "pipeline_base", "loading"):
+        monkeypatch.delitem(sys.modules, f"lgq_hf.generation.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    import lgq_hf.generation
+
+    for name in ("LGQMaskedPipeline", "load_pipeline"):
+        with pytest.raises(ModuleNotFoundError, match=rf"{name} needs the package diffusers: .*lgq_hf\[gen"):
+            getattr(lgq_hf.generation, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        lgq_hf.generation.nothing  # noqa: B018

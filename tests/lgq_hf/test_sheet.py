@@ -1,0 +1,47 @@
+"""A grid of pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lgq_hf.sheet import draw_grid
+
+COLOURS = [(number, 200, 3 * number) for number in range(1, 6)]
+PICTURES = [Image.new("RGB", (20, 10), colour) for colour in COLOURS]
+
+
+def places(grid: Image.Image) -> list[tuple[int, int]]:
+    """Left upper corner of each picture, all of whose pixels must be there."""
+    pixels = np.asarray(grid)
+    found = []
+    for colour in COLOURS:
+        rows, columns = (pixels == colour).all(2).nonzero()
+        assert len(rows) == 200 and (np.ptp(columns), np.ptp(rows)) == (19, 9)
+        found.append((int(columns.min()), int(rows.min())))
+    return found
+
+
+def test_pictures_stand_in_rows_over_their_captions() -> None:
+    grid = draw_grid(PICTURES, [*"abcd", "a long name"], columns=2)
+    corners = places(grid)
+    assert [x for x, _ in corners] == [7, 34, 7, 34, 7] and grid.width == 61
+    assert [y for _, y in corners] == [7, 7, 44, 44, 81] and grid.height == 118
+    below = np.asarray(grid)[91:111]
+    assert below[:, 7:27].max() > 150 and below[:, 28:].max() <= 40  # cut to the picture's width
+
+
+def test_without_captions_no_room_is_left_for_them() -> None:
+    bare = draw_grid(PICTURES, [""] * 5)
+    assert bare.size == (3 * 27 + 7, 2 * 17 + 7) and len(places(bare)) == 5
+    assert draw_grid(PICTURES[:1], [""], columns=4).size == (34, 24)
+
+
+def test_what_is_no_grid() -> None:
+    with pytest.raises(ValueError, match="expected pictures and a caption for each, got 5 and 1"):
+        draw_grid(PICTURES, ["a"])
+    with pytest.raises(ValueError, match="expected pictures and a caption for each, got 0 and 0"):
+        draw_grid([], [])
+    with pytest.raises(ValueError, match=r"expected pictures of one size, got \[\(20, 10\), \(20, 20\)\]"):
+        draw_grid([PICTURES[0], Image.new("RGB", (20, 20))], ["a", "b"])
+    with pytest.raises(ValueError, match="columns: expected at least 1, got 0"):
+        draw_grid(PICTURES, [""] * 5, columns=0)
