@@ -1,5 +1,6 @@
 """What the tables share: numbers and reasons as text, and the line that says where they were measured."""
 
+from collections.abc import Callable
 from typing import Any
 
 _REASONS = ("refused", "out_of_memory", "unavailable")
@@ -37,3 +38,18 @@ def provenance_line(result: dict[str, Any]) -> str:
     if result["load_average"] > 0.5:
         where += f" (busy: load average {result['load_average']:.1f} before)"
     return f"Measured on {where} at commit `{result['commit'][:12]}` with {named}; seed {result['seed']}."
+
+
+def replace_between(text: str, begin: str, end: str, make: Callable[[], str]) -> str:
+    """`text` with what stands between `begin` and the next `end` made anew; as it is where there is no `begin`.
+
+    Raises:
+        ValueError: where `begin` stands twice, or no `end` follows it.
+    """
+    before, found, rest = text.partition(begin)
+    if not found:
+        return text
+    _, closed, after = rest.partition(end)
+    if begin in rest or not closed:
+        raise ValueError(f"expected one '{begin}' and an '{end}' behind it")
+    return f"{before}{begin}\n{make()}\n{end}{after}"

@@ -3,10 +3,12 @@
     python -m benchmarks.run assignment [--device cpu|cuda] [--quick] [--only CASE ...] [--provider PROVIDER ...]
     python -m benchmarks.run training_step [--device cpu|cuda] [--quick] [--variant VARIANT ...]
     python -m benchmarks.run tokenize [--device cpu|cuda] [--quick]
+    python -m benchmarks.run generate [--device cpu|cuda] [--quick] [--variant VARIANT ...]
 
 assignment: the assignment op against what it replaces. training_step: an optimizer step of the trainer, where its time
 goes, and what the loader delivers. tokenize: JPEGs to token shards, against the encoder and the JPEG decoder alone,
-one process against two, memory, and bytes a token. Exits with status 1 where something was refused: its results are
+one process against two, memory, and bytes a token. generate: pictures by token after token against transformers'
+`generate()`, and in masked steps. Exits with status 1 where something was refused: its results are
 wrong, and it is not timed.
 """
 
@@ -22,8 +24,10 @@ import torch
 
 from benchmarks import memory
 from benchmarks.assignment import CASES, EAGER, GATE_PROTOCOL, PROVIDERS, Case, temperature
+from benchmarks.generate import VARIANTS as DECODERS
 from benchmarks.results_file import RESULTS, write_result
 from benchmarks.rounds import Row, Worker, begin, check_machine, failed, gpu_rates, result_name, time_in_turns
+from benchmarks.run_generate import run_generate
 from benchmarks.run_tokenize import run_tokenize
 from benchmarks.run_training_step import run_training_step
 from benchmarks.timed import Timing
@@ -160,14 +164,21 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     step = things.add_parser("training_step", parents=[common], help="an optimizer step of the trainer")
     step.add_argument("--variant", nargs="+", choices=list(VARIANTS), help="these beside 'step' alone")
     whole = things.add_parser("tokenize", parents=[common], help="JPEGs to token shards")
-    return parser, {"assignment": assignment, "training_step": step, "tokenize": whole}
+    generate = things.add_parser("generate", parents=[common], help="generators: pictures a second")
+    generate.add_argument("--variant", nargs="+", choices=list(DECODERS), help="these beside 'generate' alone")
+    return parser, {"assignment": assignment, "training_step": step, "tokenize": whole, "generate": generate}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser, parsers = _parser()
     chosen = parser.parse_args(arguments)
-    run = {"assignment": run_assignment, "training_step": run_training_step, "tokenize": run_tokenize}[chosen.what]
+    run = {
+        "assignment": run_assignment,
+        "training_step": run_training_step,
+        "tokenize": run_tokenize,
+        "generate": run_generate,
+    }[chosen.what]
     return run(chosen, parsers[chosen.what])
 
 

@@ -103,7 +103,7 @@ class StepParts:
         for optimizer in (step.optimizer, step.discriminator_optimizer):
             set_learning_rate(optimizer, step.recipe, self.number)
         step.model.quantizer.set_temperature(step.recipe.quantizer.temperature_start)
-        step.window.count(self.tokens)
+        step.token_counts.count(self.tokens)
         step._apply(self.number, True)
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import cell, digits, provenance_line, reason_of
+from benchmarks.markdown import cell, digits, provenance_line, reason_of, replace_between
 from benchmarks.results_file import RESULTS
 from benchmarks.training_step import PARTS, TARGET_SHARE
 
@@ -103,15 +103,5 @@ def step_section(results: Path = RESULTS) -> str:
 
 
 def render_step(text: str, results: Path = RESULTS) -> str:
-    """`text` with what stands between BEGIN and the next END replaced; as it is where there is no BEGIN.
-
-    Raises:
-        ValueError: where BEGIN stands twice, or no END follows it.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    if not begin:
-        return text
-    _, end, after = rest.partition(END)
-    if BEGIN in rest or not end:
-        raise ValueError(f"expected one '{BEGIN}' and an '{END}' behind it")
-    return f"{before}{begin}\n{step_section(results)}\n{end}{after}"
+    """`text` with its table, if it has the markers; errors as [`benchmarks.markdown.replace_between`]."""
+    return replace_between(text, BEGIN, END, lambda: step_section(results))

@@ -4,7 +4,8 @@
 
 results/assignment_*.json: between `<!-- assignment:cpu -->` and `<!-- /assignment:cpu -->`, likewise
 `assignment:cuda`. results/training_step_*.json: between `<!-- rendered: training_step -->` and `<!-- end -->`, and
-likewise tokenize_*.json. Without FILE, those of lgq_hf/kernels/README.md, docs/training.md and docs/tokenizing.md.
+likewise tokenize_*.json and generate_*.json. Without FILE, those of lgq_hf/kernels/README.md, docs/training.md,
+docs/tokenizing.md and docs/generating.md.
 `--check` changes nothing and fails where a text differs from the numbers.
 """
 
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.assignment import TARGETS, Target
+from benchmarks.generate_table import BEGIN as GENERATE_BEGIN
+from benchmarks.generate_table import render_generate
 from benchmarks.markdown import cell, digits, provenance_line, reason_of
 from benchmarks.results_file import RESULTS
 from benchmarks.step_table import BEGIN as STEP_BEGIN
@@ -27,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "lgq_hf" / "kernels" / "README.md"
 TRAINING = ROOT / "docs" / "training.md"
 TOKENIZING = ROOT / "docs" / "tokenizing.md"
+GENERATING = ROOT / "docs" / "generating.md"
 
 
 def _case_cell(case: dict[str, Any]) -> str:
@@ -147,9 +151,10 @@ def render(text: str, results: Path = RESULTS) -> str:
     Raises:
         ValueError: where it has no markers, or a pair of them is not whole.
     """
-    if not re.search(r"<!-- /?assignment:", text) and STEP_BEGIN not in text and TOKENIZE_BEGIN not in text:
+    others = (STEP_BEGIN, TOKENIZE_BEGIN, GENERATE_BEGIN)
+    if not re.search(r"<!-- /?assignment:", text) and not any(begin in text for begin in others):
         raise ValueError("no markers: put '<!-- assignment:cpu -->' and '<!-- /assignment:cpu -->' around the table")
-    text = render_tokenize(render_step(text, results), results)
+    text = render_generate(render_tokenize(render_step(text, results), results), results)
     for device in ("cpu", "cuda"):
         begin, end = f"<!-- assignment:{device} -->", f"<!-- /assignment:{device} -->"
         counts = text.count(begin), text.count(end)
@@ -165,7 +170,7 @@ def render(text: str, results: Path = RESULTS) -> str:
 
 def rendered_files() -> list[Path]:
     """The texts of this repository that hold tables."""
-    others = [(TRAINING, STEP_BEGIN), (TOKENIZING, TOKENIZE_BEGIN)]
+    others = [(TRAINING, STEP_BEGIN), (TOKENIZING, TOKENIZE_BEGIN), (GENERATING, GENERATE_BEGIN)]
     return [README, *(file for file, begin in others if file.exists() and begin in file.read_text())]
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import cell, digits, provenance_line
+from benchmarks.markdown import cell, digits, provenance_line, replace_between
 from benchmarks.results_file import RESULTS
 
 BEGIN, END = "<!-- rendered: tokenize -->", "<!-- end -->"
@@ -90,14 +90,5 @@ def section(results: Path = RESULTS) -> str:
 
 
 def render_tokenize(text: str, results: Path = RESULTS) -> str:
-    """`text` with what stands between its markers, if it has them, replaced.
-
-    Raises:
-        ValueError: where a marker has no end.
-    """
-    if BEGIN not in text:
-        return text
-    before, rest = text.split(BEGIN, 1)
-    if END not in rest:
-        raise ValueError(f"expected '{END}' after '{BEGIN}'")
-    return f"{before}{BEGIN}\n{section(results)}\n{END}{rest.split(END, 1)[1]}"
+    """`text` with its table, if it has the markers; errors as [`benchmarks.markdown.replace_between`]."""
+    return replace_between(text, BEGIN, END, lambda: section(results))

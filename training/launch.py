@@ -1,21 +1,18 @@
-"""What is looked at before a run begins: how it was launched, and what would fail hours later."""
+"""How a run is launched: what is looked at before it begins, and what ends it."""
 
 import ctypes
 import os
 import signal
 import sys
 
-import torch
 from accelerate import Accelerator
 
-from lgq_hf.metrics.reconstruction import ssim
-from training.discriminator import PatchDiscriminator
-from training.recipe import Recipe
+from training.run_recipe import RunRecipe
 
 _PR_SET_PDEATHSIG = 1
 
 
-def check_launch(accelerator: Accelerator, recipe: Recipe) -> None:
+def check_launch(accelerator: Accelerator, recipe: RunRecipe) -> None:
     """Refuses what `accelerate launch` can be told and a run would not do.
 
     Raises:
@@ -38,26 +35,6 @@ def check_launch(accelerator: Accelerator, recipe: Recipe) -> None:
         value = os.environ.get(name, default).lower()
         if value not in (default, wanted):
             raise ValueError(f"accelerate was launched with {name}={value}: say so in the recipe, by {field}")
-
-
-def check_sizes(recipe: Recipe) -> None:
-    """Refuses at once what would fail at a later step.
-
-    Raises:
-        ValueError: pictures too small, or of a size that the model cannot take.
-        ModuleNotFoundError: naming the extra that validation needs.
-    """
-    factor = recipe.config().spatial_downsample_factor
-    if recipe.image_size % factor:
-        raise ValueError(f"image_size={recipe.image_size} is no multiple of {factor}, the model's downsampling")
-    smallest = {"SSIM": 11}
-    if recipe.discriminator.weight:
-        discriminator = PatchDiscriminator(num_layers=recipe.discriminator.num_layers)
-        smallest[f"a discriminator of {recipe.discriminator.num_layers} layers"] = discriminator.min_size
-    for what, side in smallest.items():
-        if recipe.image_size < side:
-            raise ValueError(f"image_size={recipe.image_size} is too small for {what}: {side} at least")
-    ssim(*torch.zeros(2, 1, 3, 11, 11))  # says now which extra it needs
 
 
 def end_with_the_launcher() -> None:

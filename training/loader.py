@@ -15,6 +15,7 @@ from lgq_hf.stored_pictures import read_stored, stored_name
 from training.crops import Crop, center_crop
 from training.dataset_pictures import PictureStream
 from training.numbered_loader import numbered_batches
+from training.ordered_loader import check_numbers, check_shares
 from training.pictures import Pictures
 from training.samples import Batch, make_batch, none_readable
 from training.stream_loader import stream_batches
@@ -68,8 +69,8 @@ def training_batches(
         ValueError: no pictures, numbers out of range, or, from the iterator, a thousand pictures in a row (or all)
             that cannot be read.
     """
-    _check_numbers(batch_size=(batch_size, 1), start=(start, 0), num_workers=(num_workers, 0))
-    _check_shares(rank, world_size)
+    check_numbers(batch_size=(batch_size, 1), start=(start, 0), num_workers=(num_workers, 0))
+    check_shares(rank, world_size)
     shares = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size, "start": start}
     pin = pin_memory and torch.accelerator.is_available()
     if isinstance(pictures, PictureStream):
@@ -118,8 +119,8 @@ def validation_batches(
     Raises:
         ValueError: numbers out of range; not one picture can be read, or one cannot be read any more.
     """
-    _check_numbers(size=(size, 1), count=(count, 1), batch_size=(batch_size, 1))
-    _check_shares(rank, world_size)
+    check_numbers(size=(size, 1), count=(count, 1), batch_size=(batch_size, 1))
+    check_shares(rank, world_size)
     broken: list[tuple[str, str]] = []
     found = _first_readable(pictures, count, rank, world_size, broken)
     rng = np.random.default_rng(0)  # draws flips, of which there are none
@@ -168,16 +169,3 @@ def _in_fixed_order(
     else:
         for index in np.random.default_rng(0).permutation(len(pictures)).tolist():
             yield partial(pictures.name, index), partial(pictures.read, index)
-
-
-def _check_numbers(**values: tuple[int, int]) -> None:
-    """Refuses values below the lowest that is allowed; given as name=(value, lowest)."""
-    for name, (value, lowest) in values.items():
-        if value < lowest:
-            raise ValueError(f"{name}: expected at least {lowest}, got {value}")
-
-
-def _check_shares(rank: int, world_size: int) -> None:
-    _check_numbers(world_size=(world_size, 1), rank=(rank, 0))
-    if rank >= world_size:
-        raise ValueError(f"rank: expected less than world_size={world_size}, got {rank}")

@@ -5,6 +5,7 @@ import csv
 import importlib.util
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,10 @@ def check_tracker(name: str) -> None:
 
 
 class Clock:
-    """Where the time of a window of steps went."""
+    """Where the time of a window of steps went; `samples` is what steps are made of."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: str = "pictures") -> None:
+        self.samples = samples
         self.start()
 
     def start(self) -> None:
@@ -83,15 +85,15 @@ class Clock:
         self.begin, self.waited = time.perf_counter(), 0.0
 
     def wait(self, seconds: float) -> None:
-        """Notes time that was spent waiting for pictures."""
+        """Notes time that was spent waiting for samples."""
         self.waited += seconds
 
-    def read(self, steps: int, pictures: int) -> dict[str, float]:
-        """Seconds a step, pictures a second, and the share of the time spent waiting for pictures."""
+    def read(self, steps: int, count: int) -> dict[str, float]:
+        """Seconds a step, samples a second if there were `count`, and the share of the time spent waiting for them."""
         elapsed = max(time.perf_counter() - self.begin, 1e-9)
         return {
             "step_seconds": elapsed / max(steps, 1),
-            "pictures_per_second": pictures / elapsed,
+            f"{self.samples}_per_second": count / elapsed,
             "data_share": self.waited / elapsed,
         }
 
@@ -99,13 +101,20 @@ class Clock:
 class RunLog:
     """All that is told by the main process; on the others every method does nothing.
 
-    Until `close`, lines of `logging` stand above the progress bar too.
+    Until `close`, lines of `logging` stand above the progress bar too. `postfix` makes what the bar shows of a row.
     """
 
     def __init__(
-        self, accelerator: Accelerator, output: Path, step: int, max_steps: int, fields: dict[str, Any]
+        self,
+        accelerator: Accelerator,
+        output: Path,
+        step: int,
+        max_steps: int,
+        fields: dict[str, Any],
+        *,
+        postfix: Callable[[dict[str, float]], dict[str, str]],
     ) -> None:
-        self.accelerator = accelerator
+        self.accelerator, self.postfix = accelerator, postfix
         self.active = accelerator.is_main_process
         if self.active:
             self.training = CsvLog(output / "training.csv", step)
@@ -133,13 +142,7 @@ class RunLog:
         """Writes a row of training."""
         if self.active:
             self.training.write({"step": step, **row})
-            self.bar.set_postfix(
-                {
-                    "loss": f"{row['loss']:.4g}",
-                    "used": f"{100 * row['codebook_usage']:.0f}%",
-                    "pictures/s": f"{row['pictures_per_second']:.3g}",
-                }
-            )
+            self.bar.set_postfix(self.postfix(row))
         self.accelerator.log(row, step=step)
 
     def validate(self, step: int, row: dict[str, float], sheet: Image.Image | None, folder: Path) -> None:

@@ -7,32 +7,45 @@ import torch
 from torch import Tensor, nn
 
 from training.recipe import Discriminator, Recipe
+from training.run_recipe import Optimizer, RunRecipe
 from training.schedules import learning_rate_factor
+
+
+def decayed_groups(parameters: Iterable[nn.Parameter], settings: Optimizer) -> list[dict[str, Any]]:
+    """Two AdamW groups: what is decayed, and norms and biases, which are not."""
+    flat: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for parameter in parameters:
+        (flat if parameter.ndim < 2 else rest).append(parameter)
+    rate = settings.learning_rate
+    return [
+        {"params": rest, "base_lr": rate, "weight_decay": settings.weight_decay},
+        {"params": flat, "base_lr": rate, "weight_decay": 0.0},
+    ]
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """AdamW groups: the quantizer at its own rate, and no weight decay on it, on norms and on biases."""
     quantizer: list[nn.Parameter] = []
-    flat: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if name.startswith("quantizer."):
-            quantizer.append(parameter)
-        else:
-            (flat if parameter.ndim < 2 else rest).append(parameter)
-    rate = recipe.optimizer.learning_rate
+        (quantizer if name.startswith("quantizer.") else others).append(parameter)
+    rate = recipe.optimizer.learning_rate * recipe.quantizer.learning_rate_scale
     return [
-        {"params": rest, "base_lr": rate, "weight_decay": recipe.optimizer.weight_decay},
-        {"params": flat, "base_lr": rate, "weight_decay": 0.0},
-        {"params": quantizer, "base_lr": rate * recipe.quantizer.learning_rate_scale, "weight_decay": 0.0},
+        *decayed_groups(others, recipe.optimizer),
+        {"params": quantizer, "base_lr": rate, "weight_decay": 0.0},
     ]
+
+
+def adamw(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.AdamW:
+    """Fused AdamW of the groups that have parameters."""
+    filled = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(filled, lr=settings.learning_rate, betas=_pair(settings.betas), fused=True)
 
 
 def model_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """Fused AdamW for encoder, decoder and quantizer."""
-    settings = recipe.optimizer
-    groups = [group for group in parameter_groups(model, recipe) if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_pair(settings.betas), fused=True)
+    return adamw(parameter_groups(model, recipe), recipe.optimizer)
 
 
 def discriminator_optimizer(discriminator: nn.Module, settings: Discriminator) -> torch.optim.AdamW:
@@ -47,7 +60,7 @@ def _pair(betas: Iterable[float | int]) -> tuple[float, float]:
     return float(first), float(second)
 
 
-def set_learning_rate(optimizer: Any, recipe: Recipe, step: int) -> float:
+def set_learning_rate(optimizer: Any, recipe: RunRecipe, step: int) -> float:
     """Sets every group's rate for a step; returns the factor on the base rates."""
     settings = recipe.optimizer
     factor = learning_rate_factor(

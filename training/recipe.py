@@ -1,4 +1,4 @@
-"""The recipe of a run: everything that decides its result, as typed fields that a YAML file fills.
+"""The recipe of a tokenizer: everything that decides a run's result, as typed fields that a YAML file fills.
 
 Values of a wrong type and values out of range are refused when a recipe is made, with huggingface_hub's
 `StrictDataclassError`, which carries the reason. Steps are optimizer steps everywhere. Nothing depends on how many
@@ -6,18 +6,15 @@ processes share the work: `batch_size` counts the pictures of one optimizer step
 """
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from huggingface_hub.dataclasses import strict
 
 from lgq_hf import LGQConfig
-from training.schedules import LearningRateSchedule, TemperatureSchedule
-
-Number = float | int
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+from training.recipe_file import check_known, fill, read_values
+from training.run_recipe import Number, Optimizer, Report, RunEngine, RunRecipe, check_betas, check_counts
+from training.schedules import TemperatureSchedule
 
 
 @strict
@@ -129,7 +126,7 @@ class Discriminator:
         for field in ("weight", "start", "warmup", "ramp", "lecam", "adaptive_cap", "learning_rate", "weight_decay"):
             if getattr(self, field) < 0:
                 raise ValueError(f"discriminator.{field} must be 0 or more, got {getattr(self, field)}")
-        _check_betas("discriminator.betas", self.betas)
+        check_betas("discriminator.betas", self.betas)
 
 
 @strict
@@ -165,54 +162,10 @@ class Quantizer:
 
 @strict
 @dataclasses.dataclass
-class Optimizer:
-    """AdamW: linear warm-up, then `schedule` down to `end_factor` times the rate.
+class Engine(RunEngine):
+    """As `RunEngine`; the quantizer computes in fp32 always."""
 
-    Attributes:
-        learning_rate: for `batch_size` as given; it is not scaled.
-        ema_decay: of the moving average of the weights that is validated and published; 0: the weights themselves.
-    """
-
-    learning_rate: Number = 1e-4
-    betas: list[Number] = dataclasses.field(default_factory=lambda: [0.9, 0.95])
-    weight_decay: Number = 0.01
-    warmup_steps: int = 1000
-    schedule: LearningRateSchedule = "cosine"
-    end_factor: Number = 0.0
-    max_grad_norm: Number = 1.0
-    ema_decay: Number = 0.999
-
-    def validate_ranges(self) -> None:
-        """Refuses values out of range."""
-        _check_betas("optimizer.betas", self.betas)
-        for field in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"optimizer.{field} must be positive, got {getattr(self, field)}")
-        if self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError("optimizer.warmup_steps and optimizer.weight_decay must be 0 or more")
-        if self.schedule == "constant" and self.end_factor:
-            raise ValueError(f"optimizer.end_factor={self.end_factor} needs a schedule that falls, got constant")
-        for field in ("ema_decay", "end_factor"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"optimizer.{field} must lie in [0, 1), got {getattr(self, field)}")
-
-
-@strict
-@dataclasses.dataclass
-class Engine:
-    """How the work is done. Results differ by rounding alone.
-
-    Attributes:
-        micro_batch_size: pictures of one pass of one process; 0: as many as it has to do in a step.
-        mixed_precision: of convolutions; the quantizer computes in fp32 always.
-        compile: `torch.compile` for encoder, decoder and discriminator.
-    """
-
-    micro_batch_size: int = 0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = True
-    compile: bool = False
-    gradient_checkpointing: bool = False
 
 
 @strict
@@ -236,7 +189,7 @@ class Validation:
 
     def validate_ranges(self) -> None:
         """Refuses counts below one, and a choice by what is not measured."""
-        _check_counts("validation.", self, ("every", "pictures", "batch_size", "sheet"))
+        check_counts("validation.", self, ("every", "pictures", "batch_size", "sheet"))
         if self.frechet != "none" and self.pictures < 2:
             raise ValueError("validation.frechet needs at least 2 validation.pictures")
         if self.best in ("perceptual", "frechet") and getattr(self, self.best) == "none":
@@ -245,23 +198,7 @@ class Validation:
 
 @strict
 @dataclasses.dataclass
-class Report:
-    """What a run writes besides. `tracker` needs its package: `lgq_hf[tensorboard]`, `lgq_hf[trackio]`."""
-
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    checkpoints_kept: int = 2
-    tracker: Literal["none", "tensorboard", "trackio"] = "none"
-    project: str = "lgq"
-
-    def validate_ranges(self) -> None:
-        """Refuses counts below one."""
-        _check_counts("report.", self, ("log_every", "checkpoint_every", "checkpoints_kept"))
-
-
-@strict
-@dataclasses.dataclass
-class Recipe:
+class Recipe(RunRecipe):
     """One run. `model` and `processor` are the fields of `LGQConfig` and `LGQImageProcessor` that differ from default.
 
     Attributes:
@@ -291,7 +228,7 @@ class Recipe:
 
     def validate_ranges(self) -> None:
         """Refuses counts below one."""
-        _check_counts("", self, ("max_steps", "batch_size", "image_size"))
+        check_counts("", self, ("max_steps", "batch_size", "image_size"))
         if self.validation.perceptual == "lpips-vgg16" and not (self.loss.vgg_weights and self.loss.lpips_heads):
             raise ValueError("validation.perceptual=lpips-vgg16 needs the files loss.vgg_weights and loss.lpips_heads")
         if self.quantizer.init_method == "keep" and not self.start_from:
@@ -301,55 +238,6 @@ class Recipe:
         """Of the model; its `image_size` is the recipe's unless `model` says otherwise."""
         return LGQConfig(**{"image_size": self.image_size, **self.model})
 
-    def micro_batches(self, num_processes: int) -> tuple[int, int]:
-        """(pictures, passes): what one process does in one optimizer step.
-
-        Raises:
-            ValueError: where `batch_size` cannot be shared equally.
-        """
-        share, rest = divmod(self.batch_size, num_processes)
-        size = self.engine.micro_batch_size or share
-        if rest or size < 1 or share % size:
-            raise ValueError(
-                f"batch_size={self.batch_size} cannot be shared by {num_processes} processes in passes of {size}: it "
-                f"must be a multiple of {num_processes} x engine.micro_batch_size"
-            )
-        return size, share // size
-
-
-_SECTIONS = {field.name: field.type for field in dataclasses.fields(Recipe) if dataclasses.is_dataclass(field.type)}
-
-
-def _check_counts(prefix: str, section: Any, names: tuple[str, ...]) -> None:
-    for name in names:
-        if getattr(section, name) < 1:
-            raise ValueError(f"{prefix}{name} must be at least 1, got {getattr(section, name)}")
-
-
-def _check_betas(name: str, betas: list[Number]) -> None:
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"{name} must be two values in [0, 1), got {betas}")
-
-
-def _numbers(value: Any) -> Any:
-    """1e-4 is a text to YAML 1.1; here it is a number."""
-    if isinstance(value, dict):
-        return {key: _numbers(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_numbers(entry) for entry in value]
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
-
-
-def _known(kind: Any, values: Any, where: str) -> dict[str, Any]:
-    """`values` with the names of a dataclass's fields, and numbers where they are numbers (not in names of places)."""
-    types = {field.name: field.type for field in dataclasses.fields(kind)}
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} must hold fields, got {values!r}")
-    if unknown := sorted(set(values) - set(types)):
-        raise ValueError(f"unknown keys {unknown} in {where}; known: {list(types)}")
-    numeric = (Number, list[Number], dict[str, Any])
-    return {name: _numbers(value) if types[name] in numeric else value for name, value in values.items()}
-
 
 def recipe_from(values: dict[str, Any], where: str = "the recipe") -> Recipe:
     """A recipe from nested plain values, as in its YAML file.
@@ -358,51 +246,15 @@ def recipe_from(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         ValueError: for unknown or missing keys.
         StrictDataclassError: for a value of a wrong type or out of range.
     """
-    values = _known(Recipe, values, where)
-    required = {
-        field.name for field in dataclasses.fields(Recipe) if field.default is field.default_factory
-    }  # both are MISSING
-    if missing := sorted(required - set(values)):
-        raise ValueError(f"{where} lacks {missing}")
-    for name, kind in _SECTIONS.items():
-        if name in values:
-            section = {} if values[name] is None else values[name]
-            values[name] = kind(**_known(kind, section, f"{name} of {where}"))  # type: ignore[operator]
-    recipe = Recipe(**values)
-    if unknown := sorted(set(recipe.model) - set(LGQConfig.__annotations__)):
-        raise ValueError(f"unknown keys {unknown} in model of {where}; known: {sorted(LGQConfig.__annotations__)}")
+    recipe = fill(Recipe, values, where)
+    check_known(recipe.model, sorted(LGQConfig.__annotations__), f"model of {where}")
     return recipe
 
 
 def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
-    """A recipe from a YAML file and `key=value` or `section.key=value` overrides (values are YAML too).
+    """A recipe from a YAML file and overrides, as `training.recipe_file.read_values` takes them.
 
     Raises:
         ValueError: as `recipe_from`, or for an override without `=`.
     """
-    values = yaml.safe_load(Path(path).read_text()) or {}
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise ValueError(f"expected key=value, got '{override}'")
-        *parents, leaf = key.split(".")
-        target = values
-        for parent in parents:
-            if target.get(parent) is None:
-                target[parent] = {}
-            target = target[parent]
-            if not isinstance(target, dict):
-                raise ValueError(f"{override}: {parent} holds no fields, but {target!r}")
-        target[leaf] = yaml.safe_load(value)
-    return recipe_from(values, str(path))
-
-
-def flat(recipe: Recipe) -> dict[str, Any]:
-    """All fields by dotted name, such as `optimizer.learning_rate`; `model` and `processor` are one field each."""
-    fields: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(recipe).items():
-        if name in _SECTIONS:
-            fields |= {f"{name}.{key}": entry for key, entry in value.items()}
-        else:
-            fields[name] = value
-    return fields
+    return recipe_from(read_values(path, overrides), str(path))

@@ -1,25 +1,21 @@
-"""What a run is worth at its end: the published folder with weights, recipe, results and card, and its way to the Hub.
+"""What a tokenizer's run is worth at its end: the published folder with weights, recipe, results and card.
 
 The folder loads with `LGQTokenizer.from_pretrained`.
 """
 
-import dataclasses
 import hashlib
 import json
-import math
-import shutil
 from collections import Counter
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
-from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from torch import nn
 
 from lgq_hf import LGQImageProcessor, LGQModel
 from lgq_hf.files import atomic_folder
+from training.published import portable, run_facts, sha256, write_records
 from training.recipe import Recipe
 
 CARD = Path(__file__).parent / "card.template.md"
@@ -40,29 +36,11 @@ def corpus_summary(corpus: Path) -> dict[str, Any]:
 
 def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe in full, without the places of one machine: local paths keep their last name."""
-    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    values["output_dir"] = Path(values["output_dir"]).resolve().name
+    places = (("data", "path"), ("data", "validation_path"), ("loss", "vgg_weights"), ("loss", "lpips_heads"))
+    values = portable(recipe, places)
     if recipe.start_from:
         values["start_from"] = "/".join(Path(recipe.start_from).resolve().parts[-2:])
-    for section, name in (
-        ("data", "path"),
-        ("data", "validation_path"),
-        ("loss", "vgg_weights"),
-        ("loss", "lpips_heads"),
-    ):
-        value = values[section][name]
-        if value and (Path(value).is_absolute() or Path(value).exists()):
-            values[section][name] = Path(value).name
     return values
-
-
-def _json(value: Any) -> Any:
-    """The same with null for NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_final(
@@ -87,13 +65,8 @@ def write_final(
         if discriminator is not None:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
             save_file(tensors, temporary / "discriminator.safetensors", metadata={"format": "pt"})
-        (temporary / "recipe.yaml").write_text(yaml.safe_dump(portable_recipe(recipe), sort_keys=False))
-        weights = hashlib.sha256((temporary / "model.safetensors").read_bytes()).hexdigest()
-        results = _json({**results, "weights_sha256": weights})
-        (temporary / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-        for log in logs:
-            if log.exists():
-                shutil.copyfile(log, temporary / log.name)
+        weights = sha256(temporary / "model.safetensors")
+        results = write_records(temporary, portable_recipe(recipe), {**results, "weights_sha256": weights}, logs)
         text = card(results, recipe, has_discriminator=discriminator is not None, repo_id=repo_id)
         (temporary / "README.md").write_text(text)
 
@@ -146,15 +119,11 @@ def _is_on_hub(data: dict[str, Any]) -> bool:
     return data["kind"] == "dataset" and data["path"].count("/") == 1  # local paths are their last name here
 
 
-def _duration(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-
-
 def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool, repo_id: str | None = None) -> str:
     """A model card that says what the run knows of its model."""
     last = results["validation"][-1] if results["validation"] else {}
     rows = [f"| {title} | {value} |" for title, value in _measured(last, recipe).values()]
-    config, hardware, data = results["model"], results["hardware"], results["data"]
+    config, data = results["model"], results["data"]
     discriminator = " `discriminator.safetensors` holds the discriminator, to go on training."
     return Template(CARD.read_text()).substitute(
         name=repo_id or Path(recipe.output_dir).resolve().name,
@@ -166,30 +135,8 @@ def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool, re
         table="\n".join(rows) or "| nothing was measured | |",
         best=_best(results, recipe),
         pictures=f"{last.get('pictures', 0):,.0f}",
-        steps=f"{results['steps']:,}",
-        batch_size=recipe.batch_size,
         image_size=recipe.image_size,
-        duration=_duration(results["hours"]),
-        processes=results["processes"],
-        hardware=hardware["gpu"] or f"{hardware['cpu']} ({hardware['threads']} threads)",
-        commit=results["commit"] or "unknown",
         data=_data(data),
-        weights="averaged over training" if recipe.optimizer.ema_decay else "those of the last step",
         discriminator=discriminator if has_discriminator else "",
+        **run_facts(results, recipe),
     )
-
-
-def prepare_push(repo_id: str, api: HfApi | None = None) -> None:
-    """Creates the repository, so that a missing token or permission shows before the training and not after it."""
-    (api or HfApi()).create_repo(repo_id, repo_type="model", exist_ok=True)
-
-
-def push(folder: Path, repo_id: str, api: HfApi | None = None) -> str:
-    """Uploads all of the published folder in one commit; returns its address."""
-    info = (api or HfApi()).upload_folder(
-        folder_path=folder,
-        repo_id=repo_id,
-        repo_type="model",
-        commit_message=f"Upload {folder.resolve().parent.name}",
-    )
-    return str(info.commit_url)

@@ -21,10 +21,11 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is: steps done, pictures they took, seconds they cost, the best validation and when it was.
+    """How far a run is: steps done, samples they took, seconds they cost, the best validation and when it was.
 
-    `source_size` is the number of training pictures there are, 0 for a stream. `parts` are the other things that
-    change from step to step, by name; each has `state_dict` and `load_state_dict`.
+    `pictures` counts samples: pictures, or rows of tokens. `source_size` is how many there are to train on, 0 for a
+    stream. `parts` are the other things that change from step to step, by name; each has `state_dict` and
+    `load_state_dict`.
     """
 
     parts: dict[str, Any]

@@ -5,7 +5,7 @@ The model's graph is walked back once. Losses that look at the picture give thei
 keeping the graph, and none of them reaches the discriminator.
 
 Results do not depend on how a step is shared: every mean is over all micro-batches and processes, the usage term
-included (see `Quantizer.soft_usage`). Nothing here waits for the device; `take_window` and `failure` do.
+included (see `Quantizer.soft_usage`). Nothing here waits for the device but `take_window`.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lgq_hf import LGQModel
+from training.base_step import BaseStep, at_least_fp32
 from training.discriminator import PatchDiscriminator
-from training.ema import ExponentialAverage
 from training.losses import (
     LeCam,
     adaptive_weight,
@@ -32,13 +32,10 @@ from training.optimizers import (
     gradients_norm,
     model_optimizer,
     set_learning_rate,
-    step_unless,
 )
 from training.recipe import Recipe
 from training.schedules import ramp, temperature_at
-from training.window import Window
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from training.window import TokenCounts
 
 
 @contextlib.contextmanager
@@ -51,11 +48,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-def _at_least_fp32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-class TrainingStep:
+class TrainingStep(BaseStep):
     """The networks of a run, their optimizers, and `__call__`: one optimizer step.
 
     Args:
@@ -76,14 +69,10 @@ class TrainingStep:
         mean: list[float],
         std: list[float],
     ) -> None:
-        self.accelerator, self.recipe, self.model, self.perceptual = accelerator, recipe, model, perceptual
-        self.device = accelerator.device
+        super().__init__(accelerator, recipe, model, model_optimizer(model, recipe))
+        self.recipe, self.model, self.perceptual = recipe, model, perceptual
         self.memory_format = torch.channels_last if recipe.engine.channels_last else torch.contiguous_format
         self.mean, self.std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (mean, std))
-        self.wrapped, optimizer = accelerator.prepare(model, model_optimizer(model, recipe))
-        self.optimizer: torch.optim.AdamW = optimizer.optimizer
-        decay = recipe.optimizer.ema_decay
-        self.average = ExponentialAverage(model, decay) if decay else None
         self.discriminator = discriminator
         self.lecam = LeCam().to(self.device, model.dtype)
         if discriminator is not None:
@@ -92,13 +81,8 @@ class TrainingStep:
             )
             self.discriminator_optimizer: torch.optim.AdamW = optimizer.optimizer
         self._compile()
-        fp16 = recipe.engine.mixed_precision == "fp16"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.adaptive = torch.zeros((), device=self.device)
-        self.failed_step = torch.full((), -1, device=self.device)
-        self.schedule: dict[str, float] = {}
-        self.window = Window(model.config.codebook_size, self.device)
-        self.values: dict[str, Tensor] = {}
+        self.token_counts = TokenCounts(model.config.codebook_size, self.device)
         model.quantizer.register_forward_hook(self._keep_latents)
         model.decoder.out.register_forward_pre_hook(self._keep_last_input)
 
@@ -115,16 +99,6 @@ class TrainingStep:
 
     def _keep_last_input(self, out: nn.Module, inputs: tuple[Tensor]) -> None:
         self.last_input = inputs[0].detach()
-
-    @property
-    def published(self) -> LGQModel:
-        """The model that is validated and saved: the average of the weights, or the weights."""
-        return self.model if self.average is None else self.average.average  # type: ignore[return-value]
-
-    def autocast(self) -> Any:
-        """Mixed precision as the recipe says."""
-        dtype = _AUTOCAST.get(self.recipe.engine.mixed_precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def picture(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) as the model has them -> a picture in [0, 1], where the model keeps to it."""
@@ -197,8 +171,8 @@ class TrainingStep:
         loss_settings = self.recipe.loss
         with self.autocast():
             output = self.wrapped(pixels)
-        self.window.count(output.image_tokens)
-        decoded = _at_least_fp32(output.decoded_pixel_values)
+        self.token_counts.count(output.image_tokens)
+        decoded = at_least_fp32(output.decoded_pixel_values)
         seen = decoded.detach().requires_grad_()
         scale = self.scaler.scale(torch.ones((), device=self.device)) / count
         pixel = pixel_loss(loss_settings.pixel, seen, pixels)
@@ -248,7 +222,7 @@ class TrainingStep:
         both = 2 * self.picture(torch.cat([pixels, decoded])) - 1
         with self.autocast():
             logits = self.wrapped_discriminator(both.contiguous(memory_format=self.memory_format))
-        real, fake = _at_least_fp32(logits).chunk(2)
+        real, fake = at_least_fp32(logits).chunk(2)
         loss = hinge_discriminator_loss(real, fake)
         self._add("discriminator_loss", loss, count)
         if self.recipe.discriminator.lecam:
@@ -261,7 +235,7 @@ class TrainingStep:
 
     def _measure_gain(self, gradient: Tensor) -> None:
         """What the encoder gets of the decoder's gradient at the codes: ratio of norms, token by token."""
-        latents = _at_least_fp32(self.latents).requires_grad_()
+        latents = at_least_fp32(self.latents).requires_grad_()
         (passed,) = torch.autograd.grad(self.model.quantizer(latents).codes, latents, gradient)
         gain = passed.norm(dim=1) / gradient.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         self.window.last = {"straight_through_gain": gain.mean(), "straight_through_gain_median": gain.median()}
@@ -279,20 +253,10 @@ class TrainingStep:
             finite = finite & norm.isfinite()
             self.values["discriminator_grad_norm"] = norm
         shared = self._share(learning)
-        loss_is_finite = shared[0].isfinite()
-        # a gradient beyond fp16 only lowers the scale
-        fails = ~loss_is_finite if self.scaler.is_enabled() else ~(loss_is_finite & finite)
-        self.failed_step = torch.where(fails & (self.failed_step < 0), step, self.failed_step)
-        skip = (self.failed_step >= 0) | ~finite
+        skip = self.judge(step, shared[0], finite)
         if learning and self.recipe.discriminator.lecam:
             self.lecam.update(shared[1], shared[2], keep=skip)
-        step_unless(skip, self.optimizer)
-        if learning:
-            step_unless(skip, self.discriminator_optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.model, step, keep=skip)
-        self.window.add(self.values)
+        self.advance(step, skip, *([self.discriminator_optimizer] if learning else []))
 
     def _share(self, learning: bool) -> Tensor:
         """What all processes must know of each other, in one message; returns mean loss and mean logits (3,)."""
@@ -307,29 +271,16 @@ class TrainingStep:
             self.adaptive = torch.where(ratio.isfinite(), ratio, self.adaptive)
         return together[:3]
 
-    def failure(self) -> int | None:
-        """The first step that was not taken because its loss or gradient was not finite; waits for the device."""
-        step = int(self.failed_step)
-        return step if step >= 0 else None
-
     def take_window(self) -> tuple[dict[str, float], Tensor]:
-        """See [`Window.take`]; waits for the device. With the values of the schedules at the last step."""
-        values, counts = self.window.take(self.accelerator)
-        return {**self.schedule, **values}, counts
+        """As `take_values`, with the counts (K,) int64 of the tokens of all processes since the last call."""
+        return self.take_values(), self.token_counts.take(self.accelerator)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights and moments, which the accelerator saves, and the window: take it before."""
-        return {
-            "average": None if self.average is None else self.average.state_dict(),
-            "lecam": self.lecam.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "adaptive": self.adaptive,
-        }
+        return {**super().state_dict(), "lecam": self.lecam.state_dict(), "adaptive": self.adaptive}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        super().load_state_dict(state)
         self.lecam.load_state_dict(state["lecam"])
-        self.scaler.load_state_dict(state["scaler"])
         self.adaptive = state["adaptive"].to(self.device)

@@ -15,6 +15,8 @@ def load_quietly(place: str, device: str, dtype: str | None = None) -> Any:
         ModuleNotFoundError: without diffusers, naming the extra.
     """
     from lgq_hf.generation import load_pipeline  # takes seconds to import, and says what is missing
+
+    # isort: split
     from diffusers.utils import logging as diffusers_logging
 
     shown = diffusers_logging.is_progress_bar_enabled()

@@ -22,7 +22,7 @@ class LGQMaskedConfig(PreTrainedConfig):
         num_attention_heads: heads of each.
         intermediate_size: width of the blocks' feed-forward part; `None`: four times `hidden_size`.
         dropout: share of what a block adds that is dropped in training, in [0, 1).
-        rms_norm_eps: what norms add to the mean square.
+        layer_norm_eps: what norms add to the variance.
         initializer_range: standard deviation of initial weights.
     """
 
@@ -37,7 +37,7 @@ class LGQMaskedConfig(PreTrainedConfig):
     num_attention_heads: int = 16
     intermediate_size: int | None = None
     dropout: float | int = 0.1
-    rms_norm_eps: float | int = 1e-6
+    layer_norm_eps: float | int = 1e-6
     initializer_range: float | int = 0.02
 
     @property
@@ -72,7 +72,7 @@ class LGQMaskedConfig(PreTrainedConfig):
             raise ValueError(f"intermediate_size must be at least 1 or None, got {self.intermediate_size}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        for name in ("rms_norm_eps", "initializer_range"):
+        for name in ("layer_norm_eps", "initializer_range"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 

@@ -41,8 +41,11 @@ def _eager_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-class LGQMaskedNorm(nn.RMSNorm):
-    """RMSNorm in the precision of its weights: fp32 under autocast."""
+class LGQMaskedNorm(nn.LayerNorm):
+    """Layer norm without a shift, in the precision of its weights: fp32 under autocast."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps=eps, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, normalised over the last dimension."""
@@ -64,8 +67,8 @@ class LGQMaskedAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.head_dim = config.hidden_size // self.heads
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.query_norm = LGQMaskedNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.key_norm = LGQMaskedNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.query_norm = LGQMaskedNorm(self.head_dim, eps=config.layer_norm_eps)
+        self.key_norm = LGQMaskedNorm(self.head_dim, eps=config.layer_norm_eps)
         self.out = _ResidualLinear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -85,9 +88,9 @@ class LGQMaskedBlock(GradientCheckpointingLayer):
     def __init__(self, config: LGQMaskedConfig) -> None:
         super().__init__()
         width = config.intermediate_size or 4 * config.hidden_size
-        self.attention_norm = LGQMaskedNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention_norm = LGQMaskedNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = LGQMaskedAttention(config)
-        self.feed_forward_norm = LGQMaskedNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.feed_forward_norm = LGQMaskedNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = nn.Sequential(
             nn.Linear(config.hidden_size, width), nn.GELU(), _ResidualLinear(width, config.hidden_size)
         )
@@ -124,9 +127,9 @@ class LGQMaskedTransformer(PreTrainedModel):
         self.rows = nn.Embedding(config.grid_height, config.hidden_size)
         self.columns = nn.Embedding(config.grid_width, config.hidden_size)
         self.blocks = nn.ModuleList([LGQMaskedBlock(config) for _ in range(config.num_hidden_layers)])
-        self.norm = LGQMaskedNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = LGQMaskedNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.hidden_size)
-        self.head_norm = LGQMaskedNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.head_norm = LGQMaskedNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.code_bias = nn.Parameter(torch.zeros(config.codebook_size))
         self.post_init()
 
@@ -139,7 +142,7 @@ class LGQMaskedTransformer(PreTrainedModel):
             init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             init.zeros_(module.bias)
-        if isinstance(module, nn.RMSNorm):
+        if isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
         elif module is self:
             init.zeros_(self.code_bias)

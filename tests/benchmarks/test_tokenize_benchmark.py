@@ -101,7 +101,7 @@ def test_the_table_says_what_was_missed(tmp_path: Path) -> None:
     assert "Not measured on a GPU yet" in text and text.endswith("<!-- end -->\nb")
     refused = {**RESULT, "parts": {"refused": "workers=0: 3 tokens of a differ"}}
     assert "Refused, and not timed: workers=0: 3 tokens of a differ." in tokenize_table.tokenize_table(refused)
-    with pytest.raises(ValueError, match="expected '<!-- end -->' after"):
+    with pytest.raises(ValueError, match="expected one '<!-- rendered: tokenize -->' and an '<!-- end -->' behind it"):
         tables.render(tokenize_table.BEGIN, tmp_path)
 
 

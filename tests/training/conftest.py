@@ -2,7 +2,9 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 from benchmarks import photographs
+from tests.training import generators
 from tests.training.steps import RUN_MODEL
 
 
@@ -112,3 +115,52 @@ def recipe(corpus: Path, tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What a stand-in for huggingface_hub.HfApi was asked, with the repository or the names of the files."""
+    calls: list[tuple[str, Any]] = []
+
+    class Hub:
+        def create_repo(self, repo_id: str, **options: Any) -> None:
+            calls.append(("create", repo_id))
+
+        def upload_folder(self, *, folder_path: Path, repo_id: str, **options: Any) -> Any:
+            calls.append(("upload", sorted(path.name for path in Path(folder_path).iterdir())))
+            return SimpleNamespace(commit_url="https://hub.example/commit")
+
+    monkeypatch.setattr("training.published.HfApi", Hub)
+    return calls
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `tokenizer` and the tokens it made: 24 rows of `train`, three classes; 6 of `validation`, two.
+
+    Classes are 0 camera, 1 chelsea, 2 coffee in training; in validation 0 chelsea, 1 coffee.
+    """
+    folder = tmp_path_factory.mktemp("generators") / "tokens"
+    tokenizer = generators.save_tokenizer(folder / "tokenizer")
+    squares = {name.partition(".")[0]: generators.pieces(name, 12) for name in generators.NAMES[1:4]}
+    splits = {
+        "train": {name: pictures[:8] for name, pictures in squares.items()},
+        "validation": {name: squares[name][9:] for name in ("chelsea", "coffee")},
+    }
+    for split, classes in splits.items():
+        pictures = generators.save_pictures(folder.parent / "pictures" / split, classes)
+        generators.tokenize(pictures, folder / split, tokenizer, "--split", split)
+    return folder
+
+
+@pytest.fixture
+def generator_recipe(tokens: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`generator_recipe("masked", data={...})`: the file of a recipe on `tokens`, with other values in places."""
+
+    def write(kind: str, **sections: Any) -> Path:
+        values = generators.values(tokens, kind, output_dir=str(tmp_path / "run"), **sections)
+        path = tmp_path / f"{kind}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write

@@ -27,6 +27,10 @@ ROOT = Path(__file__).parents[2]
 ROW = {"loss": 0.1, "codebook_usage": 0.5, "pictures_per_second": 3.0}
 
 
+def _postfix(row: dict[str, float]) -> dict[str, str]:
+    return {"loss": f"{row['loss']:.4g}", "pictures/s": f"{row['pictures_per_second']:.3g}"}
+
+
 @pytest.fixture(autouse=True)
 def _alone() -> None:
     forget_processes()
@@ -115,7 +119,7 @@ def _log(tracker: str | None, folder: Path, step: int, end: int) -> None:
     forget_processes()
     accelerator = Accelerator(cpu=True, log_with=tracker, project_dir=str(folder))
     fields = {"report.project": "lgq", "start_from": None, "data.area": [0.5, 1], "optimizer.learning_rate": 1e-4}
-    log = RunLog(accelerator, folder, step, 8, fields)
+    log = RunLog(accelerator, folder, step, 8, fields, postfix=_postfix)
     for number in range(step + 1, end + 1):
         log.step()
         log.train(number, {**ROW, "loss": number + 0.125})
@@ -179,7 +183,7 @@ def test_lines_stand_above_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     console.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [console])
-    log = RunLog(Accelerator(cpu=True), tmp_path, 5, 10, {"report.project": "lgq"})
+    log = RunLog(Accelerator(cpu=True), tmp_path, 5, 10, {"report.project": "lgq"}, postfix=_postfix)
     log.step()
     log.train(6, ROW)
     logging.getLogger("training.broken").warning("a.png cannot be read: no picture")
@@ -188,14 +192,14 @@ def test_lines_stand_above_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert root.handlers == [console]
     shown = [re.split(r"\r", line)[-1].rstrip() for line in terminal.getvalue().split("\n")]  # what a terminal leaves
     assert shown[:2] == ["WARNING training.broken: a.png cannot be read: no picture", "step 6: psnr 20.25, ssim 0.5"]
-    assert re.match(r" 60%\|.*\| 6/10 \[.*step/s, loss=0.1, used=50%, pictures/s=3\]", shown[2]) and len(shown) == 4
+    assert re.match(r" 60%\|.*\| 6/10 \[.*step/s, loss=0.1, pictures/s=3\]", shown[2]) and len(shown) == 4
 
 
 def test_other_processes_tell_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(Accelerator, "is_main_process", False)
     handlers = list(logging.getLogger().handlers)
-    log = RunLog(accelerator, tmp_path, 0, 10, {"report.project": "lgq"})
+    log = RunLog(accelerator, tmp_path, 0, 10, {"report.project": "lgq"}, postfix=_postfix)
     log.step()
     log.train(1, ROW)
     log.validate(1, {"psnr": 20.0}, None, tmp_path)
@@ -237,3 +241,6 @@ def test_where_the_time_went(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.start()
     now[0] += 2
     assert clock.read(1, 8) == {"step_seconds": 2.0, "pictures_per_second": 4.0, "data_share": 0.0}
+    rows = Clock("rows")
+    now[0] += 2
+    assert rows.read(1, 8)["rows_per_second"] == 4.0

@@ -10,23 +10,23 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
+from tests.training.published import ROOT, TOKENIZERS
 from training.discriminator import PatchDiscriminator
 from training.optimizers import parameter_groups
-from training.recipe import Recipe, flat, read_recipe, recipe_from
+from training.recipe import Recipe, read_recipe, recipe_from
+from training.recipe_file import flat
 from training.schedules import learning_rate_factor, temperature_at
 
-ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
 LEAST: dict[str, Any] = {"output_dir": "run", "max_steps": 10, "batch_size": 12, "image_size": 32}
 
 
-@pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
+@pytest.fixture(params=TOKENIZERS, ids=lambda path: path.stem)
 def path(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
 def test_there_are_recipes() -> None:
-    assert len(RECIPES) >= 5
+    assert len(TOKENIZERS) >= 5
 
 
 def test_published_networks_can_be_built(path: Path) -> None:

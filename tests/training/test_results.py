@@ -20,8 +20,9 @@ from lgq_hf.provenance import provenance
 from tests.training import steps
 from training.discriminator import PatchDiscriminator
 from training.log import CsvLog
+from training.published import prepare_push, push
 from training.recipe import Recipe, read_recipe
-from training.results import card, corpus_summary, portable_recipe, prepare_push, push, write_final
+from training.results import card, corpus_summary, portable_recipe, write_final
 
 ROW = {
     "step": 20.0,

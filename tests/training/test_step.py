@@ -92,7 +92,7 @@ def _keep_gradients(step: TrainingStep, monkeypatch: pytest.MonkeyPatch) -> dict
         name = "model" if optimizer is step.optimizer else "discriminator"
         kept[name] = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
 
-    monkeypatch.setattr("training.step.step_unless", keep)
+    monkeypatch.setattr("training.base_step.step_unless", keep)
     return kept
 
 

@@ -1,7 +1,6 @@
 """The trainer, run for real: killed at any moment, resumed, shared by processes, and compared bit for bit."""
 
 import contextlib
-import csv
 import json
 import os
 import random
@@ -10,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -21,62 +20,20 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, LGQTokenizer
+from tests.training import launching
+from tests.training.launching import ROOT, TIMES, assert_same_run, finish, kill_when, rows, stop_after
 from tests.training.steps import RUN_MODEL, forget_processes
-from training.log import RunLog, read_csv
+from training.log import read_csv
 from training.run_state import newest_checkpoint
-from training.train_tokenizer import Run, main, take_over
+from training.train_tokenizer import TokenizerRun, main, take_over
 
-ROOT = Path(__file__).parents[2]
-TIMES = ("step_seconds", "pictures_per_second", "data_share", "seconds")
+WEIGHTS = ("model.safetensors", "discriminator.safetensors")
+launch = partial(launching.launch, "train_tokenizer")
 
 
 @pytest.fixture(autouse=True)
 def _alone() -> None:
     forget_processes()
-
-
-def launch(recipe: Path, *overrides: str, processes: int = 0) -> subprocess.Popen:
-    """Starts the trainer: by itself, or in so many processes."""
-    command = [sys.executable, "-m"]
-    if processes:
-        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    command += ["training.train_tokenizer", "--config", str(recipe), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == status, output.decode()[-3000:]
-    return output.decode()
-
-
-def kill_when(process: subprocess.Popen, happened: Any, number: int = signal.SIGKILL) -> None:
-    """Sends a signal to all of the process's group as soon as something has happened."""
-    deadline = time.monotonic() + 200
-    while not happened():
-        assert process.poll() is None, process.communicate()[0].decode()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    os.killpg(process.pid, number)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    """A log without what depends on the time."""
-    with path.open() as file:
-        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("model.safetensors", "discriminator.safetensors"):
-        a, b = (load_file(run / "final" / name) for run in (one, other))
-        assert a.keys() == b.keys()
-        for key in a:
-            assert torch.equal(a[key], b[key]), key
-    for name in ("training.csv", "validation.csv"):
-        assert rows(one / name) == rows(other / name)
 
 
 @pytest.mark.slow
@@ -100,7 +57,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(recipe: Pa
     killed.communicate()
     forget_processes()
     main(["--config", str(recipe), *overrides])
-    assert_same_run(whole, run)
+    assert_same_run(whole, run, *WEIGHTS)
     assert [int(row["step"]) for row in rows(run / "training.csv")] == [2, 4, 6, 8, 10, 12]
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-00000010", "checkpoint-00000012"]
     _check_the_finished_run(run)
@@ -291,18 +248,6 @@ def test_sigterm_to_the_launcher_alone_writes_a_checkpoint(recipe: Path, tmp_pat
     assert newest_checkpoint(run)[1] < 4000
 
 
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets runs of this process get a SIGTERM after so many steps."""
-    step = RunLog.step
-
-    def step_and_stop(log: RunLog) -> None:
-        step(log)
-        if log.bar.n == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(RunLog, "step", step_and_stop)
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_stream_in_half_precision_goes_on_as_if_it_had_not_stopped(
     precision: str, recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -319,7 +264,7 @@ def test_a_stream_in_half_precision_goes_on_as_if_it_had_not_stopped(
     assert newest_checkpoint(tmp_path / "run")[1] == 5
     forget_processes()
     main(arguments)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run", *WEIGHTS)
 
 
 def test_a_failure_is_not_hidden_by_sigterm(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,25 +285,11 @@ def test_a_validation_that_fails_costs_no_work(recipe: Path, tmp_path: Path, mon
     assert newest_checkpoint(tmp_path / "run")[1] == 6
 
 
-class Hub:
-    """Stands in for huggingface_hub.HfApi and remembers what it was asked."""
-
-    calls: list[tuple[str, Any]] = []
-
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create", repo_id))
-
-    def upload_folder(self, *, folder_path: Path, repo_id: str, **options: Any) -> Any:
-        self.calls.append(("upload", sorted(path.name for path in Path(folder_path).iterdir())))
-        return SimpleNamespace(commit_url="https://hub.example/commit")
-
-
 def test_push_to_hub(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, hub: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.results.HfApi", Hub)
     main(["--config", str(recipe), "max_steps=2", "--push_to_hub", "org/name"])
-    (created, repository), (uploaded, files) = Hub.calls
+    (created, repository), (uploaded, files) = hub
     assert (created, repository, uploaded) == ("create", "org/name", "upload")
     names = {
         "README.md",
@@ -390,11 +321,11 @@ def test_lpips_from_weight_files(recipe: Path, tmp_path: Path) -> None:
 def test_a_collapsing_codebook_is_told_of(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def collapse(run: Run, model: LGQModel) -> None:
+    def collapse(run: TokenizerRun, model: LGQModel) -> None:
         model.quantizer.centers.fill_(100)
         model.quantizer.centers[:2] = torch.tensor([[0.0], [0.1]])
 
-    monkeypatch.setattr(Run, "_place_codebook", torch.no_grad()(collapse))
+    monkeypatch.setattr(TokenizerRun, "_place_codebook", torch.no_grad()(collapse))
     main(["--config", str(recipe), "max_steps=2", "discriminator.weight=0", "report.log_every=1"])
     told = "".join(capsys.readouterr())
     assert "warning: the codebook is collapsing: 256 tokens used " in told and "see docs/training.md" in told

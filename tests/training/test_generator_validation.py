@@ -1,0 +1,108 @@
+"""What a generator is judged by."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.generation import LGQAutoregressivePipeline, LGQMaskedPipeline
+from lgq_hf.generation.likelihood import code_logits
+from lgq_hf.tokens import AutoregressiveCollator
+from tests.training.generators import CODES, KINDS, PIXELS, a_model, a_recipe
+from tests.training.steps import forget_processes
+from training.generator_recipe import GeneratorRecipe
+from training.generator_validation import GeneratorValidator
+from training.token_sets import TokenSets
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    forget_processes()
+
+
+def a_recipe_on(tokens: Path, kind: str, **validation: Any) -> GeneratorRecipe:
+    places = {"path": "train", "validation_path": "validation", "tokenizer": "tokenizer"}
+    data = {name: str(tokens / place) for name, place in places.items()}
+    return a_recipe(kind, data=data, validation=validation)
+
+
+def a_validator(recipe: GeneratorRecipe) -> GeneratorValidator:
+    sets = TokenSets(recipe.data)
+    tokenizer = load_checkpoint(recipe.data.tokenizer, "cpu")
+
+    def pipeline(model: Any) -> Any:
+        cls = LGQMaskedPipeline if recipe.kind == "masked" else LGQAutoregressivePipeline
+        return cls(tokenizer.model, tokenizer.processor, model, *sets.grid, dict(enumerate(sets.classes)) or None)
+
+    return GeneratorValidator(Accelerator(cpu=True), recipe, sets, pipeline)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_rows_and_pictures_in_any_batches(kind: str, tokens: Path) -> None:
+    model: Any = a_model(a_recipe(kind))
+    validator = a_validator(a_recipe_on(tokens, kind, rows=5, batch_size=2, samples=5))
+    values, grid = validator(model)
+    assert (
+        model.training and values["rows"] == 5 and values["perplexity"] == pytest.approx(2 ** values["bits_per_token"])
+    )
+    assert values["bits_per_pixel"] == pytest.approx(values["bits_per_token"] * 16 / PIXELS**2)
+    again, same = validator(model)
+    assert again == values and grid is not None and same is not None and grid.tobytes() == same.tobytes()
+    other, others = a_validator(a_recipe_on(tokens, kind, rows=5, batch_size=4, samples=4))(model.eval())
+    assert other == pytest.approx(values) and others is not None and grid.size[0] > others.size[0]
+    assert not model.training
+
+
+def test_rows_are_measured_with_their_true_labels(tokens: Path) -> None:
+    model: Any = a_model(a_recipe("autoregressive"))
+    with torch.no_grad():
+        model.lm_head.weight.normal_(generator=torch.Generator().manual_seed(0))  # so that the class matters
+    validator = a_validator(a_recipe_on(tokens, "autoregressive", rows=100, samples=0))
+    values, grid = validator(model)
+    rows = [validator.tokens.validation[0, number] for number in range(6)]
+    bits = []
+    for row in rows:
+        batch = AutoregressiveCollator(CODES, 3, shift=True)([row])
+        logits = code_logits(model.eval(), batch, CODES).double()[0]
+        bits.append(-logits.log_softmax(-1).gather(1, batch["labels"][0][:, None]).mean() / torch.tensor(2.0).log())
+    assert grid is None and values["rows"] == 6
+    assert values["bits_per_token"] == pytest.approx(torch.stack(bits).mean().item(), rel=1e-5)
+
+
+class Halves:
+    """Stands in for the first of two processes; `reduce` adds what the other one sent."""
+
+    process_index, num_processes, is_main_process, device = 0, 2, True, torch.device("cpu")
+
+    def reduce(self, sums: torch.Tensor, reduction: str) -> torch.Tensor:
+        self.sent = sums
+        return sums
+
+
+def test_processes_share_the_rows(tokens: Path) -> None:
+    model: Any = a_model(a_recipe("masked"))
+    validator = a_validator(a_recipe_on(tokens, "masked", rows=5, samples=0))
+    whole, _ = validator(model)
+    sent = []
+    for rank in range(2):
+        half: Any = Halves()
+        half.process_index = rank
+        validator.accelerator = half
+        validator(model)
+        sent.append(half.sent)
+    nats, rows = (sent[0] + sent[1]).tolist()
+    assert (nats / rows, rows) == (pytest.approx(whole["loss"]), 5) and [int(one[1]) for one in sent] == [3, 2]
+
+
+def test_captions_and_protocol(tokens: Path) -> None:
+    validator = a_validator(a_recipe_on(tokens, "masked", samples=4, num_inference_steps=3))
+    assert [validator._caption(label) for label in (0, 2, None)] == ["camera", "coffee", ""]
+    protocol = validator.protocol()
+    assert protocol["bits_per_token"].startswith("upper bound") and "2110.02037" in protocol["bits_per_token"]
+    assert protocol["samples"]["num_inference_steps"] == 3 and json.loads(json.dumps(protocol)) == protocol
+    exact = a_validator(a_recipe_on(tokens, "autoregressive", samples=0)).protocol()
+    assert exact["bits_per_token"].startswith("exact") and exact["samples"] is None

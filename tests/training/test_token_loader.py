@@ -1,0 +1,122 @@
+"""The order of rows, which nothing but the seed may change."""
+
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lgq_hf.tokens import AutoregressiveCollator, MaskedCollator, TokenDataset
+from tests.training.generators import CODES
+from training.token_loader import TokenBatch, fixed_batches, token_batches
+
+MASKED = MaskedCollator(CODES, 3, label_dropout=0.3, seed=5)
+Flat = list[tuple[str, dict[str, torch.Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def dataset(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
+    return TokenDataset(tokens / "train")
+
+
+def flat(batches: Iterator[TokenBatch], count: int) -> Flat:
+    """(id, tensors of one row) of the first `count` rows."""
+    found: Flat = []
+    while len(found) < count:
+        batch = next(batches)
+        for number, name in enumerate(batch.ids):
+            found.append((name, {key: tensor[number] for key, tensor in batch.tensors.items()}))
+    return found[:count]
+
+
+def shared(dataset: Any, count: int, *, world_size: int, batch_size: int, **options: Any) -> Flat:
+    """The first `count` rows of several processes, in their global order."""
+    ranks = [
+        token_batches(dataset, MASKED, rank=rank, world_size=world_size, batch_size=batch_size, **options)
+        for rank in range(world_size)
+    ]
+    found: Flat = []
+    while len(found) < count:
+        for batches in ranks:
+            found += flat(batches, batch_size)
+    return found[:count]
+
+
+def same(one: Flat, other: Flat) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return all(a[0] == b[0] and all(torch.equal(a[1][key], b[1][key]) for key in a[1] | b[1]) for a, b in pairs)
+
+
+def test_rows_are_those_of_the_definition(dataset: TokenDataset) -> None:
+    found = flat(token_batches(dataset, MASKED, batch_size=5, seed=3), 60)
+    for position, (name, tensors) in enumerate(found):
+        epoch, offset = divmod(position, 24)
+        row = dataset[epoch, int(np.random.default_rng([3, epoch]).permutation(24)[offset])]
+        alone = MASKED([row])
+        assert name == f"{row['id']}@{epoch}"
+        assert all(torch.equal(tensors[key], alone[key][0]) for key in alone)
+
+
+def test_nothing_but_the_seed_changes_the_order(dataset: TokenDataset) -> None:
+    whole = shared(dataset, 64, world_size=1, batch_size=8, seed=1)
+    for options in ({"world_size": 1, "batch_size": 4}, {"world_size": 2, "batch_size": 4}):
+        assert same(shared(dataset, 64, **options, seed=1), whole)
+    assert same(shared(dataset, 64, world_size=2, batch_size=4, seed=1, num_workers=2), whole)
+    for start in (1, 8, 23, 24, 27):
+        assert same(shared(dataset, 12, world_size=2, batch_size=3, seed=1, start=start), whole[start : start + 12])
+    assert not same(shared(dataset, 64, world_size=1, batch_size=8, seed=2), whole)
+
+
+def test_labels_are_dropped_as_often_as_asked_and_anew_in_each_epoch(dataset: TokenDataset) -> None:
+    found = flat(token_batches(dataset, MASKED, batch_size=8, seed=0), 24 * 40)
+    none = {name: int(tensors["class_labels"]) == 3 for name, tensors in found}
+    assert sum(none.values()) / len(none) == pytest.approx(0.3, abs=0.04)
+    by_picture = [{none[f"{name}@{epoch}"] for epoch in range(40)} for name in {name.split("@")[0] for name in none}]
+    assert all(seen == {True, False} for seen in by_picture)
+    kept = {name: int(tensors["class_labels"]) for name, tensors in found if not none[name]}
+    names = dataset.manifest["features"]["label"]["names"]
+    assert all(name.startswith(names[label]) for name, label in kept.items())
+
+
+def test_the_autoregressive_form(dataset: TokenDataset) -> None:
+    ((name, tensors),) = flat(
+        token_batches(dataset, AutoregressiveCollator(CODES, 3, shift=True), batch_size=1, seed=0), 1
+    )
+    assert torch.equal(tensors["input_ids"][1:], tensors["labels"][:-1]) and int(tensors["input_ids"][0]) >= CODES
+    assert name.endswith("@0")
+
+
+def test_fixed_rows_are_shared_by_processes(dataset: TokenDataset) -> None:
+    def of(**options: Any) -> list[str]:
+        return [name for batch in fixed_batches(dataset, MASKED, batch_size=2, **options) for name in batch.ids]
+
+    order = [f"{dataset[int(number)]['id']}@0" for number in np.random.default_rng(0).permutation(24)]
+    assert of(count=7) == of(count=7) == order[:7] and of(count=100) == order
+    assert of(count=7, rank=0, world_size=2) == order[0:7:2] and of(count=7, rank=1, world_size=2) == order[1:7:2]
+    assert of(count=1, rank=1, world_size=2) == []
+    assert [len(batch.ids) for batch in fixed_batches(dataset, MASKED, count=7, batch_size=3)] == [3, 3, 1]
+
+
+def test_dropped_iterators_leave_no_workers(dataset: TokenDataset) -> None:
+    before = set(multiprocessing.active_children())
+    state = torch.get_rng_state()
+    batches = token_batches(dataset, MASKED, batch_size=4, seed=0, num_workers=2)
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    del batches
+    assert set(multiprocessing.active_children()) == before and torch.equal(torch.get_rng_state(), state)
+
+
+def test_numbers_out_of_range(dataset: TokenDataset) -> None:
+    for name, value, lowest in (("batch_size", 0, 1), ("start", -1, 0), ("world_size", 0, 1), ("num_workers", -1, 0)):
+        with pytest.raises(ValueError, match=f"{name}: expected at least {lowest}, got {value}"):
+            token_batches(dataset, MASKED, **{"batch_size": 2, "seed": 0, name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rank: expected less than world_size=2, got 2"):
+        token_batches(dataset, MASKED, batch_size=2, seed=0, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="there are no rows of tokens: look at the manifest's failures"):
+        token_batches([], MASKED, batch_size=2, seed=0)
+    with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
+        next(fixed_batches(dataset, MASKED, count=0, batch_size=2))
