@@ -153,7 +153,7 @@ class AutoregressiveBench(_Generation):
             max_new_tokens=setting.side**2,
             suppress_tokens=list(range(setting.codes, setting.codes + setting.classes + 1)),
             do_sample=not greedy,
-            top_k=0,
+            **({} if greedy else {"top_k": 0}),  # all codes; the default draws from 50
             **cache,
         )
         return made[:, 1:]
