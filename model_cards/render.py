@@ -8,6 +8,7 @@ A card is made from `<name>.template.md`; in README.md the parts between `<!-- r
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -113,6 +114,67 @@ def tiny_cpu_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", text])
 
 
+GENERATORS = ("tiny_masked_cpu", "tiny_ar_cpu", "debian_masked_cpu", "debian_ar_cpu")
+
+
+def generators_table(runs: dict[str, dict[str, Any]], evaluations: dict[str, dict[str, Any]]) -> str:
+    """Held-out bits on the way of each run of a generator, and what `lgq evaluate` found of its last pipeline."""
+    lines = ["| run | tokens | parameters | minutes | held-out bits a token, by step | a pixel |", "|" + "--|" * 6]
+    for name, run in runs.items():
+        height, width = run["model"]["grid"]
+        bound = "at most " if run["model"]["kind"] == "masked" else ""
+        bits = ", ".join(f"{row['step']:.0f}: {row['bits_per_token']:.2f}" for row in run["validation"])
+        pixel = run["validation"][-1]["bits_per_pixel"]
+        parameters = f"{run['model']['parameters'] / 1e6:.1f} M"
+        lines.append(
+            f"| `{name}.yaml` | {height} x {width} | {parameters} | {60 * run['hours']:.0f} | {bound}{bits} | "
+            f"{bound}{pixel:.3f} |"
+        )
+    first = next(iter(runs.values()))
+    codes, rows = first["model"]["codebook_size"], first["validation"][-1]["rows"]
+    lines += [
+        "",
+        f"Single runs, seed {first['recipe']['seed']}, {rows:.0f} validation pictures with their classes; "
+        f"log2({codes}) = {math.log2(codes):.0f} bits. {_where(first)}",
+        "",
+    ]
+    return "\n".join([*lines, *_evaluation_lines(evaluations)])
+
+
+def _evaluation_lines(evaluations: dict[str, dict[str, Any]]) -> list[str]:
+    head = "Fréchet distance | of reconstructions | precision | recall | s a picture"
+    lines = [f"| pipeline | guidance | {head} |", "|" + "--|" * 7]
+    for name, found in evaluations.items():
+        metrics, protocol = found["metrics"], found["protocol"]
+        lines.append(
+            f"| `{name}` | {protocol['guidance_scale']:g} | {metrics['frechet_distance']:.1f} | "
+            f"{metrics['frechet_distance_of_reconstructions']:.1f} | {metrics['precision']:.3f} | "
+            f"{metrics['recall']:.3f} | {found['cost']['seconds_per_picture']:.3f} |"
+        )
+    protocol = next(iter(evaluations.values()))["protocol"]
+    return [
+        *lines,
+        "",
+        f"{protocol['generated_pictures']} generated and {protocol['real_pictures']} real pictures, features of "
+        f"{protocol['extractor']} (so no FID), classes {protocol['classes']}; k = {protocol['neighbours']}, seed "
+        f"{protocol['seed']}, batches of {protocol['batch_size']}. So few pictures make a Fréchet distance large: "
+        f"compare within the table only. {_where(next(iter(evaluations.values())))}",
+    ]
+
+
+def _where(result: dict[str, Any]) -> str:
+    hardware = result["hardware"]
+    commit = (result["commit"] or "unknown")[:12]
+    return f"{hardware['gpu'] or hardware['cpu']}, {hardware['threads']} threads, commit `{commit}`."
+
+
+def render_generating(text: str) -> str:
+    """docs/generating.md with the runs on a CPU."""
+    runs = {name: _load(f"generator_{name}") for name in GENERATORS}
+    evaluations = {name: _load(f"generator_{name}_evaluation") for name in GENERATORS}
+    return render_parts(text, "docs/generating.md", {"generators": lambda: generators_table(runs, evaluations)})
+
+
 def render_parts(text: str, name: str, parts: dict[str, Callable[[], str]]) -> str:
     """A page with the text between `<!-- rendered: KEY -->` and `<!-- end -->` replaced, for each key.
 
@@ -141,11 +203,12 @@ def render_training(text: str) -> str:
 
 def render_all() -> dict[Path, str]:
     """Every rendered file and what it should hold."""
-    readme, training = ROOT / "README.md", ROOT / "docs" / "training.md"
+    readme, training, generating = ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "docs" / "generating.md"
     return {
         CARD: render_default_card(),
         readme: render_readme(readme.read_text()),
         training: render_training(training.read_text()),
+        generating: render_generating(generating.read_text()),
     }
 
 

@@ -52,6 +52,21 @@ class LGQMaskedNorm(nn.LayerNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
+class LGQMaskedCodes(nn.Embedding):
+    """The table of codes and of the mask: looks tokens up, and compares what the network made with the codes.
+
+    One module does both, so that whoever places weights (offloading, several devices) finds them where they are used.
+    """
+
+    def __init__(self, codebook_size: int, width: int) -> None:
+        super().__init__(codebook_size + 1, width)
+        self.bias = nn.Parameter(torch.zeros(codebook_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, T) in [0, K] -> (B, T, D); or floating point (B, T, D) -> logits of the codes (B, T, K)."""
+        return F.linear(x, self.weight[:-1], self.bias) if x.is_floating_point() else super().forward(x)
+
+
 class _ResidualLinear(nn.Linear):
     """A linear layer whose output is added to what came in."""
 
@@ -115,14 +130,14 @@ class LGQMaskedTransformer(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LGQMaskedBlock"]
+    _no_split_modules = ["LGQMaskedBlock", "LGQMaskedCodes"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
 
     def __init__(self, config: LGQMaskedConfig) -> None:
         super().__init__(config)
-        self.tokens = nn.Embedding(config.codebook_size + 1, config.hidden_size)
+        self.tokens = LGQMaskedCodes(config.codebook_size, config.hidden_size)
         self.classes = nn.Embedding(config.num_classes + 1, config.hidden_size)
         self.rows = nn.Embedding(config.grid_height, config.hidden_size)
         self.columns = nn.Embedding(config.grid_width, config.hidden_size)
@@ -130,7 +145,6 @@ class LGQMaskedTransformer(PreTrainedModel):
         self.norm = LGQMaskedNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.hidden_size)
         self.head_norm = LGQMaskedNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.code_bias = nn.Parameter(torch.zeros(config.codebook_size))
         self.post_init()
 
     @torch.no_grad()
@@ -144,8 +158,8 @@ class LGQMaskedTransformer(PreTrainedModel):
             init.zeros_(module.bias)
         if isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
-        elif module is self:
-            init.zeros_(self.code_bias)
+        elif isinstance(module, LGQMaskedCodes):
+            init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of codes and mask."""
@@ -172,12 +186,14 @@ class LGQMaskedTransformer(PreTrainedModel):
             )
         if class_labels is None:
             class_labels = input_ids.new_full(input_ids.shape[:1], config.null_class)
-        places = (self.rows.weight[:, None] + self.columns.weight[None]).flatten(0, 1)
+        rows, columns = (
+            torch.arange(size, device=input_ids.device) for size in (config.grid_height, config.grid_width)
+        )
+        places = (self.rows(rows)[:, None] + self.columns(columns)[None]).flatten(0, 1)
         hidden_states = self.tokens(input_ids) + places + self.classes(class_labels)[:, None]
         for block in self.blocks:
             hidden_states = block(hidden_states)
-        hidden_states = self.head_norm(F.gelu(self.head(self.norm(hidden_states))))
-        logits = F.linear(hidden_states, self.tokens.weight[: config.codebook_size], self.code_bias)
+        logits = self.tokens(self.head_norm(F.gelu(self.head(self.norm(hidden_states)))))
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)

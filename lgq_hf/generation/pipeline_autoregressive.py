@@ -112,6 +112,7 @@ class LGQAutoregressivePipeline(LGQPipeline):
 
         Raises:
             ValueError: options out of range; a class, grid or tokens that the generator does not know.
+            FloatingPointError: logits that are NaN or infinite.
         """
         classes = self.class_numbers(class_labels, num_images_per_label)
         self._check_sampling(
@@ -127,11 +128,12 @@ class LGQAutoregressivePipeline(LGQPipeline):
             tokens_BT[:, :start] = given
         noise_BT = uniform_noise((length,), count, generator, device)
         decoder = _Decoder(self.transformer, self._prefix(classes, guidance_scale), length, cache_implementation)
-        fed = tokens_BT[:, :start]
+        fed, finite = tokens_BT[:, :start], torch.ones((), dtype=torch.bool, device=device)
         for step, place in enumerate(self.progress_bar(range(start, length))):
             logits = decoder(fed)[:, : self.codebook_size]
             if guidance_scale not in (0, 1):
                 logits = guide(logits[:count], logits[count:], guidance_scale)
+            finite = finite & logits.isfinite().all()
             fed = sample(logits, noise_BT[:, place], temperature=temperature, top_k=top_k, top_p=top_p)[:, None]
             tokens_BT[:, place] = fed[:, 0]
             if callback_on_step_end is not None:
@@ -139,7 +141,7 @@ class LGQAutoregressivePipeline(LGQPipeline):
                     callback_on_step_end, callback_on_step_end_tensor_inputs, step, length - place - 1, tokens_BT
                 )
                 fed = tokens_BT[:, place : place + 1]
-        return self._finish(tokens_BT, output_type, return_dict)
+        return self._finish(tokens_BT, finite, output_type, return_dict)
 
     def _prefix(self, classes: Sequence[int], scale: float) -> Tensor:
         """The first tokens (B,1), with guidance (2B,1): classes, then none for each."""

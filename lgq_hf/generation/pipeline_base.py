@@ -269,8 +269,15 @@ class LGQPipeline(DiffusionPipeline):
         return answer.get("image_tokens", grids).flatten(1)
 
     @torch.no_grad()
-    def _finish(self, tokens_BT: Tensor, output_type: str, return_dict: bool) -> LGQPipelineOutput | tuple[Any]:
-        """Tokens to what the caller wants."""
+    def _finish(
+        self, tokens_BT: Tensor, finite: Tensor, output_type: str, return_dict: bool
+    ) -> LGQPipelineOutput | tuple[Any]:
+        """Tokens to what the caller wants; `finite` (0-dim bool): whether all logits were."""
+        if not finite:
+            raise FloatingPointError(
+                f"the transformer's logits, in {self.transformer.dtype}, were not all finite: these are no pictures. "
+                "float16 overflows where bfloat16 and float32 do not; in float32 the weights are damaged"
+            )
         tokens = tokens_BT.unflatten(1, self.grid)
         images: Any = tokens
         if output_type != "token":

@@ -93,7 +93,7 @@ class LGQMaskedPipeline(LGQPipeline):
             guidance_scale: 1: the class as learned; more: further away from pictures of no class, at twice the work;
                 0: no class.
             temperature: of the draw of each token; 0 takes the likeliest.
-            choice_temperature: noise in the choice of what stays, falling to 0 over the steps.
+            choice_temperature: noise in the choice of what stays, falling to 0 over a picture's steps.
             mask_schedule: how many tokens are masked after each step, one of `SCHEDULES`.
             top_k, top_p: draw from the likeliest codes only.
             generator: for all pictures, or a list with one for each, which then do not depend on what else is made.
@@ -110,6 +110,7 @@ class LGQMaskedPipeline(LGQPipeline):
         Raises:
             ValueError: options out of range, a class, grid or tokens that the generator does not know, a mask without
                 a picture or the other way round.
+            FloatingPointError: logits that are NaN or infinite.
         """
         classes = self.class_numbers(class_labels, num_images_per_label)
         self._check_sampling(
@@ -125,18 +126,22 @@ class LGQMaskedPipeline(LGQPipeline):
         count, length = tokens_BT.shape
         device, mask_token = tokens_BT.device, self.codebook_size
         counts = masked_counts((tokens_BT == mask_token).sum(1), num_inference_steps, SCHEDULES[mask_schedule])
-        steps = int((counts.amax(1) > 0).sum()) + bool((tokens_BT == mask_token).any())
+        steps_B = (counts > 0).sum(0) + 1  # that each picture takes: with fewer masked tokens than steps, fewer
+        steps = int(steps_B.max()) if bool((tokens_BT == mask_token).any()) else 0
         noise = uniform_noise((num_inference_steps, 2, length), count, generator, device)
         labels = torch.tensor(classes, device=device)
+        finite = torch.ones((), dtype=torch.bool, device=device)
         for step in self.progress_bar(range(steps)):
             masked_BT = tokens_BT == mask_token
+            logits_BTK = self._logits(tokens_BT, labels, guidance_scale)
+            finite = finite & logits_BTK.isfinite().all()
             tokens_BT, masked_BT = fill_masked(
-                self._logits(tokens_BT, labels, guidance_scale),
+                logits_BTK,
                 tokens_BT,
                 masked_BT,
-                torch.minimum(counts[step], masked_BT.sum(1)),
+                counts[step],
                 noise[:, step],
-                choice_temperature=choice_temperature * (1 - (step + 1) / num_inference_steps),
+                choice_temperature=choice_temperature * (1 - (step + 1) / steps_B).clamp_min(0)[:, None],
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
@@ -149,7 +154,7 @@ class LGQMaskedPipeline(LGQPipeline):
                 int(counts[step].max()) if callback_on_step_end is not None else 0,
                 tokens_BT,
             )
-        return self._finish(tokens_BT, output_type, return_dict)
+        return self._finish(tokens_BT, finite, output_type, return_dict)
 
     def _logits(self, tokens_BT: Tensor, labels: Tensor, scale: float) -> Tensor:
         """(B,T,K) fp32 (fp64 for a model in fp64), guided."""

@@ -91,11 +91,13 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = filter_logits(logits / temperature, top_k=top_k, top_p=top_p)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest stays finite, however cold it is
+    logits = filter_logits(logits, top_k=top_k, top_p=top_p)
     cumulative = logits.softmax(-1).to(noise.dtype).cumsum(-1)  # in fp32 the tail of many codes would be lost
     total = cumulative[:, -1:]
     wanted = torch.minimum(noise[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    drawn = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    return drawn.clamp_max(logits.shape[1] - 1)  # beyond the last code only where logits are NaN
 
 
 def masked_counts(masked_B: Tensor, steps: int, schedule: Callable[[float], float]) -> Tensor:
@@ -126,7 +128,7 @@ def fill_masked(
     keep_B: Tensor,
     noise_B2T: Tensor,
     *,
-    choice_temperature: float,
+    choice_temperature: Tensor | float,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -139,7 +141,7 @@ def fill_masked(
         masked_BT: bool, which tokens are not known.
         keep_B: (B,) int64, how many of them stay masked.
         noise_B2T: in [0, 1): for the draw, and for Gumbel noise on the confidences.
-        choice_temperature: factor of that noise; 0 keeps the likeliest.
+        choice_temperature: factor of that noise, a number or (B, 1); 0 keeps the likeliest.
         temperature, top_k, top_p: of the draw, as in `sample`.
 
     Returns:

@@ -30,10 +30,26 @@ def test_a_changed_number_changes_the_texts(monkeypatch: pytest.MonkeyPatch) -> 
             result["photographs"]["psnr"] += 1
         if name == "tiny_cpu":
             result["validation"][-1]["psnr"] += 1
+        if name == "generator_tiny_ar_cpu":
+            result["validation"][-1]["bits_per_token"] += 1
         return result
 
     monkeypatch.setattr(render, "_load", changed)
     assert all(path.read_text() != text for path, text in render.render_all().items())
+
+
+@pytest.mark.parametrize(("part", "key"), [("metrics", "recall"), ("protocol", "guidance_scale")])
+def test_an_evaluation_that_changes_changes_the_page(part: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, page = render._load, render.ROOT / "docs" / "generating.md"
+
+    def changed(name: str) -> dict:
+        result = load(name)
+        if name == "generator_debian_ar_cpu_evaluation":
+            result[part][key] += 0.5
+        return result
+
+    monkeypatch.setattr(render, "_load", changed)
+    assert render.render_generating(page.read_text()) != page.read_text()
 
 
 def test_readme_without_its_marker_is_refused() -> None:

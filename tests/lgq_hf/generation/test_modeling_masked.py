@@ -114,7 +114,7 @@ def test_what_blocks_add_starts_small_and_norms_at_one() -> None:
     assert float(block.attention.out.weight.detach().std()) == pytest.approx(0.02 / 4, rel=0.05)
     assert float(block.feed_forward[2].weight.detach().std()) == pytest.approx(0.02 / 4, rel=0.05)
     assert float(block.attention.query_key_value.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
-    assert torch.equal(block.attention.query_norm.weight, torch.ones(32)) and not model.code_bias.any()
+    assert torch.equal(block.attention.query_norm.weight, torch.ones(32)) and not model.tokens.bias.any()
 
 
 def test_another_grid_is_refused(model: LGQMaskedTransformer) -> None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
+from tests.lgq_hf.generation import reference
 from tests.lgq_hf.generation.pipelines import CODES, SIDE, small_pipeline
 
 TOKENS = SIDE * SIDE
@@ -26,6 +27,22 @@ def pipe() -> Any:
 
 def draw(pipe: Any, labels: Any, **options: Any) -> torch.Tensor:
     return pipe(labels, output_type="token", generator=torch.Generator().manual_seed(6), **options).images
+
+
+@pytest.mark.parametrize(
+    ("guidance", "temperature", "top_k", "top_p"),
+    [(1.0, 1.0, None, None), (2.5, 0.7, 9, None), (0.5, 1.6, None, 0.7), (3.0, 0.9, 20, 0.9)],
+)
+def test_tokens_are_those_of_the_definition(
+    pipe: Any, guidance: float, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    seeds = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    made = pipe([2, 0], generator=seeds, guidance_scale=guidance, output_type="token", **options).images.flatten(1)
+    for tokens, label, seed in zip(made.tolist(), (2, 0), (5, 6), strict=True):
+        assert tokens == reference.autoregressive_tokens(
+            pipe.transformer, CODES, label, 3, TOKENS, seed, guidance=guidance, **options
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 2.0, "top_p": 0.8}, {"temperature": 0.0}])

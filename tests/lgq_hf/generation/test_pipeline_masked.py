@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from lgq_hf.tokens.collators import SCHEDULES
+from tests.lgq_hf.generation import reference
 from tests.lgq_hf.generation.pipelines import CODES, SIDE, small_pipeline
 
 TOKENS = SIDE * SIDE
@@ -32,6 +33,46 @@ def masked_after_each_step(pipe: Any, **options: Any) -> list[torch.Tensor]:
 
     seen.append(pipe(output_type="token", callback_on_step_end=watch, **options).images)
     return seen
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "guidance", "temperature", "choice_temperature", "top_k", "top_p"),
+    [
+        ("cosine", 6, 1.0, 1.0, 4.5, None, None),
+        ("linear", 5, 2.5, 0.7, 1.0, 9, None),
+        ("square", 7, 1.5, 1.6, 0.3, None, 0.7),
+        ("square_root", 4, 0.5, 0.9, 0.0, 20, 0.9),
+        ("linear", 90, 1.5, 1.0, 2.0, None, None),  # more steps than tokens
+    ],
+)
+def test_tokens_are_those_of_the_definition(
+    schedule: str,
+    steps: int,
+    guidance: float,
+    temperature: float,
+    choice_temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> None:
+    pipe = small_pipeline("masked")
+    pipe.transformer.double()
+    with torch.no_grad():
+        for parameter in pipe.transformer.parameters():
+            parameter.mul_(6 if parameter.ndim > 1 else 1)
+    shared = {"temperature": temperature, "choice_temperature": choice_temperature, "top_k": top_k, "top_p": top_p}
+    made = pipe(
+        [2, 0],
+        generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
+        num_inference_steps=steps,
+        mask_schedule=schedule,
+        guidance_scale=guidance,
+        output_type="token",
+        **shared,
+    ).images.flatten(1)
+    for tokens, label, seed in zip(made.tolist(), (2, 0), (5, 6), strict=True):
+        assert tokens == reference.masked_tokens(
+            pipe.transformer, label, seed, steps=steps, schedule=schedule, guidance=guidance, **shared
+        )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -250,6 +250,15 @@ def test_half_precision(kind: str, tmp_path: Path) -> None:
     assert torch.equal(made, again)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_make_no_picture(pipe: Any, temperature: float, value: float) -> None:
+    with torch.no_grad():
+        [*pipe.transformer.parameters()][-1].view(-1)[0] = value
+    with pytest.raises(FloatingPointError, match=r"logits, in torch.float64, were not all finite: these are no pic"):
+        pipe(0, temperature=temperature, generator=generator(0), output_type="token")
+
+
 class Recorder(ModelHook):
     """What accelerate's offloading puts on a module: it must be asked before anything of the module is used."""
 

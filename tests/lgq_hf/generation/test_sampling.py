@@ -95,6 +95,32 @@ def test_counts_fall_to_none(schedule: str, steps: int) -> None:
         before = after
 
 
+def test_counts_are_whole_where_shares_are() -> None:
+    assert masked_counts(torch.tensor([10]), 10, SCHEDULES["linear"])[:, 0].tolist() == [*range(9, -1, -1)]
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-20])
+def test_the_coldest_draw_is_the_likeliest(temperature: float) -> None:
+    logits = torch.randn(5, 9, generator=generator(0)) * 50
+    assert torch.equal(sample(logits, torch.full((5,), 0.999), temperature=temperature), logits.argmax(-1))
+
+
+def test_the_tail_of_many_codes_is_not_lost() -> None:
+    """In fp32 a cumulative sum near 1 has steps of 6e-8, and codes of less probability would never be drawn."""
+    codes = 2**18
+    logits = torch.zeros(1, codes)
+    logits[0, 0] = 15.0  # has 92.6 %
+    probabilities = logits.double().softmax(-1)[0]
+    for code in (1000, 131_071, codes - 2):
+        middle = probabilities[:code].sum() + probabilities[code] / 2
+        assert int(sample(logits, middle[None])) == code
+
+
+def test_the_code_that_reaches_the_share_is_the_last() -> None:
+    halves = torch.tensor([[0.25, 0.25, 0.5]]).log()
+    assert filter_logits(halves, top_p=0.5).isfinite().tolist() == [[False, False, True]]
+
+
 def test_counts_are_those_of_the_paper() -> None:
     counts = masked_counts(torch.tensor([256]), 8, SCHEDULES["cosine"])[:, 0].tolist()
     assert counts == [math.floor(256 * math.cos(math.pi / 2 * step / 8)) for step in range(1, 8)] + [0]
