@@ -78,9 +78,10 @@ def card(results: dict[str, Any], recipe: GeneratorRecipe, *, has_samples: bool,
         pixel_bits=pixel_bits,
         rows=f"{last['rows']:,.0f}",
         protocol=results["protocol"]["bits_per_token"],
-        best=f"The best bits per token of the run were {_number(best['value'])}, at step {best['step']:,}: {where}."
-        if best["value"] is not None
-        else "",
+        best=""
+        if best["value"] is None
+        else f"The best bits per token of the run were {_number(best['value'], bound)}, at step {best['step']:,}: "
+        f"{where}.",
         samples=picture,
         data=_data(data["train"]),
         **run_facts(results, recipe),

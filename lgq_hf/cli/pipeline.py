@@ -19,12 +19,14 @@ def load_quietly(place: str, device: str, dtype: str | None = None) -> Any:
     # isort: split
     from diffusers.utils import logging as diffusers_logging
 
-    shown = diffusers_logging.is_progress_bar_enabled()
+    shown, verbosity = diffusers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
     diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
     try:
         with quiet():
             pipe = load_pipeline(place, device=device, dtype=None if dtype is None else getattr(torch, dtype))
     finally:
+        diffusers_logging.set_verbosity(verbosity)
         if shown:
             diffusers_logging.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import diffusers
 import numpy as np
 import torch
+from PIL import ImageOps
 from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
@@ -62,8 +63,8 @@ def evaluate(
     Args:
         pipe: the generator; it, its tokenizer and the extractor are on one device.
         pictures: M real pictures, at least 4; the classes of the generated ones have the proportions of its folders,
-            or are even where it has none, see `class_counts`. Each is cut as `lgq tokenize` cuts it: the shorter side
-            resized to the generator's size, the middle cropped.
+            or are even where it has none, see `class_counts`. Each is resized until it covers the generator's size,
+            and its middle cropped: what `lgq tokenize --size` does for squares.
         num: N, at least 4; precision and recall compare best where N = M.
         extractor: makes the features.
         draw: how pictures are drawn; `None`: with the defaults of `Draw`.
@@ -123,7 +124,7 @@ def _protocol(pipe: LGQPipeline, pictures: FolderSource, num: int, extractor: Ex
         "real_pictures": len(pictures),
         "real_names_and_sizes_sha256": pictures.digest(),
         "picture_size": list(pipe.picture_size),
-        "resize": f"shorter side, {PILImageResampling(pipe.image_processor.resample).name.lower()}, then the middle",
+        "resize": f"to cover, {PILImageResampling(pipe.image_processor.resample).name.lower()}, then the middle",
         "pixels": "rounded to 8 bits",
         "neighbours": NEIGHBOURS,
         **draw.options(pipe),
@@ -163,13 +164,14 @@ def _real_features(
 def _cut(pipe: LGQPipeline, pictures: FolderSource, number: int) -> Tensor:
     """(3,H,W) uint8 of one real picture, H W those of the generator."""
     height, width = pipe.picture_size
-    side = max(height, width)
     try:
-        view = cut_views(pictures.read(number), pipe.image_processor, Preprocessing(side))[0][0]
+        picture = pictures.read(number)
+        if height == width:
+            return torch.from_numpy(cut_views(picture, pipe.image_processor, Preprocessing(height))[0][0])
     except ValueError as error:
         raise ValueError(f"{pictures.id(number)} in {pictures.name}: {error}; take it out to go on") from error
-    above, left = (side - height) // 2, (side - width) // 2
-    return torch.from_numpy(np.ascontiguousarray(view[:, above : above + height, left : left + width]))
+    fitted = ImageOps.fit(picture, (width, height), PILImageResampling(pipe.image_processor.resample))
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
 @torch.inference_mode()

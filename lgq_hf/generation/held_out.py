@@ -54,7 +54,7 @@ def held_out_bits(
 
     # a generator of its own, as torch's global one would be moved
     loader = DataLoader(stream, batch_size=batch_size, collate_fn=batch, generator=torch.Generator())
-    height, width = pipe.picture_size
+    height, width = manifest["size"]  # as in training; what the tokenizer padded is not counted
     made = summary(
         held_out(pipe.transformer, loader, pipe.codebook_size),
         tokens=pipe.grid[0] * pipe.grid[1],

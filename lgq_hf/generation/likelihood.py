@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lgq_hf.tokens.collators import IGNORED
 
 LABELS, CLASSES = "labels", "class_labels"
+_LARGEST = 700.0  # nats whose exponential is still a float
 PROTOCOLS = {
     "autoregressive": "exact: mean of -log2 p(token | class, tokens before it), over the codes alone",
     "masked": "upper bound: cross entropy of masked tokens, their number uniform on 1 to all of a row's, mean over a "
@@ -97,7 +98,7 @@ def summary(sums: Tensor, *, tokens: int, pixels: int) -> dict[str, float]:
     return {
         "loss": loss,
         "bits_per_token": bits,
-        "perplexity": math.exp(loss),
+        "perplexity": math.exp(loss) if loss < _LARGEST else math.inf,
         "bits_per_pixel": bits * tokens / pixels,
         "rows": int(rows),
     }

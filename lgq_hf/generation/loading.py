@@ -17,7 +17,10 @@ def load_pipeline(
     *,
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
-    **hub: Any,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> Any:
     """Loads the pipeline in a folder, or in a repository of the Hub, of whichever class it is.
 
@@ -25,15 +28,17 @@ def load_pipeline(
         place: folder, or repository.
         device: of torch's; "auto": a GPU if there is one.
         dtype: of the weights; `None`: as saved. The codebook stays fp32.
-        **hub: `revision`, `token`, `cache_dir`, `local_files_only` for a repository.
+        revision, token, cache_dir, local_files_only: for a repository, as in `snapshot_download`.
 
     Returns:
         A `LGQMaskedPipeline` or a `LGQAutoregressivePipeline`.
 
     Raises:
-        ValueError: no pipeline there, or one of another package; or a device that is missing.
+        ValueError: no pipeline there, or one of another package; options of the Hub for a folder; or a device that is
+            missing.
     """
-    folder = local_folder(place, hub)
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    folder = local_folder(place, {name: value for name, value in hub.items() if value not in (None, False)})
     found = class_name(folder)
     if found not in PIPELINES:
         raise ValueError(f"{os.fspath(place)!r} holds a {found}: expected one of {sorted(PIPELINES)}")

@@ -20,8 +20,8 @@ class LGQAutoregressivePipeline(LGQPipeline):
     """Class labels to pictures by next-token prediction; completes pictures whose upper part is given.
 
     The network is `LlamaForCausalLM` over [codes | classes | none] (`lgq_hf.generation.llama`). With guidance, each
-    step runs it once on a batch with and without classes. `pipe.transformer.compile()` makes a step several times
-    faster on most machines: with the static cache all steps have one shape.
+    step runs it once on a batch with and without classes. `pipe.transformer.compile()` makes it faster: with the
+    static cache all steps have one shape. docs/generating.md has numbers.
 
     Args:
         vqvae: the tokenizer whose tokens the transformer learned.
@@ -109,6 +109,9 @@ class LGQAutoregressivePipeline(LGQPipeline):
             callback_on_step_end: called as (pipeline, step, tokens left, {"image_tokens": (B,h,w)}), K where there is
                 no token yet; may return {"image_tokens": ...} with another newest token to go on with.
             callback_on_step_end_tensor_inputs: what it is given.
+
+        Returns:
+            [`LGQPipelineOutput`] with `images` and `image_tokens` (B,h,w), B labels times `num_images_per_label`.
 
         Raises:
             ValueError: options out of range; a class, grid or tokens that the generator does not know.

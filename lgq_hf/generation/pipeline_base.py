@@ -4,17 +4,19 @@ Shapes: B pictures, h w grid of tokens, T = h*w, K codes, f downsampling factor 
 """
 
 import json
+import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,7 +29,8 @@ from lgq_hf.tokens.manifest import check_tokenizer
 
 INDEX = "model_index.json"
 OUTPUT_TYPES = ("pil", "np", "pt", "token")
-_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies")
+_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+_LISTED = 20  # names of classes that a message tells
 Label = int | str | None
 Callback = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
 
@@ -54,21 +57,33 @@ def local_folder(place: str | os.PathLike[str], hub: dict[str, Any]) -> str:
         hub: options of `snapshot_download`.
 
     Raises:
-        ValueError: a folder without a pipeline.
+        ValueError: a folder without a pipeline, options of the Hub for a folder, or a repository that cannot be had.
     """
     name = os.fspath(place)
-    if not os.path.isdir(name):
-        if os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") != 1:
-            raise ValueError(f"no pipeline at {name!r}: no such folder")
-        name = snapshot_download(name, allow_patterns=[INDEX, "*/*.json", "*/*.safetensors"], **hub)
+    if os.path.isdir(name):
+        if told := sorted(hub):
+            raise ValueError(f"{', '.join(told)}: for a repository of the Hub, and {name!r} is a folder; leave it out")
+    elif os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ValueError(f"no pipeline at {name!r}: no such folder")
+    else:
+        try:
+            name = snapshot_download(name, allow_patterns=[INDEX, "*/*.json", "*/*.safetensors"], **hub)
+        except (OSError, ValueError, HfHubHTTPError) as error:  # the client's own errors are of these kinds
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"no folder {name!r}, and no such repository can be had from the Hub: {reason}"
+            ) from error
     if not os.path.isfile(os.path.join(name, INDEX)):
         raise ValueError(f"no pipeline in {os.fspath(place)!r}: it has no {INDEX}, which save_pretrained writes")
     return name
 
 
 def class_name(folder: str) -> str:
-    """Of the pipeline in a folder."""
-    return str(json.loads(Path(folder, INDEX).read_text(encoding="utf-8"))["_class_name"])
+    """Of the pipeline in a folder; `ValueError` where its index does not tell."""
+    try:
+        return str(json.loads(Path(folder, INDEX).read_text(encoding="utf-8"))["_class_name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{INDEX} in {folder!r} is damaged: {type(error).__name__} {error}") from error
 
 
 class LGQPipeline(DiffusionPipeline):
@@ -162,25 +177,29 @@ class LGQPipeline(DiffusionPipeline):
         """
         if repeat < 1:
             raise ValueError(f"num_images_per_label: expected at least 1, got {repeat}")
-        if isinstance(class_labels, Tensor):
+        if isinstance(class_labels, Tensor | np.ndarray):
             class_labels = class_labels.tolist()
-        several = [class_labels] if class_labels is None or isinstance(class_labels, int | str) else [*class_labels]
+        one = class_labels is None or isinstance(class_labels, str) or not isinstance(class_labels, Iterable)
+        several: list[Any] = [class_labels] if one else [*class_labels]  # type: ignore[misc]
         if not several:
             raise ValueError("class_labels: expected at least one class, or None for a picture of no class")
         return [self._class_number(label) for label in several for _ in range(repeat)]
 
-    def _class_number(self, label: Label) -> int:
+    def _class_number(self, label: Any) -> int:
         if label is None:
             return self.num_classes
         names = self.id2label
         if isinstance(label, str):
             found = [number for number, name in names.items() if name == label]
             if len(found) != 1:
-                known = ", ".join(names.values()) or "none: this pipeline has no names"
+                known = ", ".join([*names.values()][:_LISTED]) or "none: this pipeline has no names"
+                more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
                 what = f"{len(found)} classes are called" if found else "no class is called"
-                raise ValueError(f"{what} {label!r}; there are {known}")
+                raise ValueError(f"{what} {label!r}; there are {known}{more}")
             return found[0]
-        number = int(label)
+        if isinstance(label, bool) or not isinstance(label, SupportsIndex):
+            raise TypeError(f"expected classes as whole numbers, names or None, got {label!r}")
+        number = operator.index(label)
         if not 0 <= number < self.num_classes:
             if not self.num_classes:
                 raise ValueError(f"class {number}: this generator was trained without classes, leave them out")
@@ -197,7 +216,9 @@ class LGQPipeline(DiffusionPipeline):
         classes: Sequence[int],
         tensor_inputs: Sequence[str],
     ) -> None:
-        """Refuses options out of range, and guidance where no picture has a class (`ValueError`)."""
+        """Refuses options out of range, guidance where no picture has a class, and networks in training mode."""
+        if training := [name for name in ("transformer", "vqvae") if getattr(self, name).training]:
+            raise ValueError(f"{training[0]} is in training mode: call pipe.{training[0]}.eval() first")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type: expected one of {list(OUTPUT_TYPES)}, got {output_type!r}")
         if not 0 <= temperature < float("inf"):
@@ -230,7 +251,7 @@ class LGQPipeline(DiffusionPipeline):
             )
         self.vqvae.quantizer.check_tokens(image_tokens)
         if image_tokens.shape[0] not in (1, count):
-            raise ValueError(f"expected image_tokens of 1 picture or of {count}, got {image_tokens.shape[0]}")
+            raise ValueError(f"expected 1 given picture or {count}, as many as are made, got {image_tokens.shape[0]}")
         return image_tokens.long().flatten(1).expand(count, -1).to(self._execution_device)
 
     @torch.no_grad()
@@ -265,8 +286,13 @@ class LGQPipeline(DiffusionPipeline):
             return tokens_BT
         grids = tokens_BT.unflatten(1, self.grid)
         given = {"image_tokens": grids} if "image_tokens" in tensor_inputs else {}
-        answer = callback(self, step, left, given) or {}
-        return answer.get("image_tokens", grids).flatten(1)
+        changed = (callback(self, step, left, given) or {}).get("image_tokens", grids)
+        if changed.shape != grids.shape or changed.dtype != grids.dtype:
+            raise ValueError(
+                f"expected image_tokens of shape {tuple(grids.shape)}, {grids.dtype}, from callback_on_step_end, got "
+                f"{tuple(changed.shape)}, {changed.dtype}"
+            )
+        return changed.flatten(1)
 
     @torch.no_grad()
     def _finish(
@@ -279,6 +305,8 @@ class LGQPipeline(DiffusionPipeline):
                 "float16 overflows where bfloat16 and float32 do not; in float32 the weights are damaged"
             )
         tokens = tokens_BT.unflatten(1, self.grid)
+        if tokens.numel() and int(tokens.max()) >= self.codebook_size:
+            raise ValueError("callback_on_step_end left tokens masked at the last step: return codes there")
         images: Any = tokens
         if output_type != "token":
             decoded = self.vqvae.decode(tokens).decoded_pixel_values

@@ -107,6 +107,9 @@ class LGQMaskedPipeline(LGQPipeline):
                 may return {"image_tokens": ...} to go on with.
             callback_on_step_end_tensor_inputs: what it is given.
 
+        Returns:
+            [`LGQPipelineOutput`] with `images` and `image_tokens` (B,h,w), B labels times `num_images_per_label`.
+
         Raises:
             ValueError: options out of range, a class, grid or tokens that the generator does not know, a mask without
                 a picture or the other way round.

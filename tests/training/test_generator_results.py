@@ -54,7 +54,9 @@ def test_the_card() -> None:
     assert "4 x 6 of them make a picture, of 4,096 codes. 5,000,000 parameters" in text
     assert 'It knows 2 classes: a cat, say "b".' in text and "it is `org/tokens`, weights `fedcba987654`" in text
     assert "2,468 rows of tokens, of 1,234 pictures of 48 x 32 px (folder `train`, split `train`)" in text
-    assert "were 1.25, at step 10: the run's folder `best` has that generator." in text and "samples.png" in text
+    assert (
+        "were at most 1.25, at step 10: the run's folder `best` has that generator." in text and "samples.png" in text
+    )
 
 
 def test_the_card_of_a_repository_without_classes() -> None:

@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
 from lgq_hf.checkpoint import load_checkpoint
 from lgq_hf.generation import LGQAutoregressivePipeline, LGQMaskedPipeline
+from lgq_hf.generation.held_out import held_out_bits
 from lgq_hf.generation.likelihood import code_logits
+from lgq_hf.sheet import draw_grid
 from lgq_hf.tokens import AutoregressiveCollator
 from tests.training.generators import CODES, KINDS, PIXELS, a_model, a_recipe
 from tests.training.steps import forget_processes
@@ -55,6 +58,40 @@ def test_the_same_rows_and_pictures_in_any_batches(kind: str, tokens: Path) -> N
     other, others = a_validator(a_recipe_on(tokens, kind, rows=5, batch_size=4, samples=4))(model.eval())
     assert other == pytest.approx(values) and others is not None and grid.size[0] > others.size[0]
     assert not model.training
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_are_those_that_evaluation_measures(kind: str, tokens: Path) -> None:
+    model: Any = a_model(a_recipe(kind)).eval()
+    validator = a_validator(a_recipe_on(tokens, kind, rows=100, samples=0))
+    values, _ = validator(model)
+    found, protocol = held_out_bits(validator.pipeline(model), tokens / "validation")
+    assert protocol["held_out_rows"] == values["rows"] == 6
+    for name in ("bits_per_token", "bits_per_pixel", "perplexity"):
+        assert values[name] == pytest.approx(found[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_of_other_noise_each_and_as_the_recipe_says(kind: str, tokens: Path) -> None:
+    model: Any = a_model(a_recipe(kind)).eval()
+    with torch.no_grad():  # so that class and guidance matter
+        for parameter in model.parameters():
+            parameter.mul_(6 if parameter.ndim > 1 else 1)
+    steps = {"num_inference_steps": 3} if kind == "masked" else {}
+    options: dict[str, Any] = {"samples": 7, "guidance_scale": 3.0, **steps}
+    grids = [
+        np.asarray(a_validator(a_recipe_on(tokens, kind, rows=1, batch_size=size, **options))(model)[1])
+        for size in (2, 7)
+    ]
+    assert np.abs(grids[0].astype(int) - grids[1]).max() <= 1
+    validator = a_validator(a_recipe_on(tokens, kind, samples=1))
+    pipe = validator.pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    noise = [torch.Generator().manual_seed(number) for number in range(7)]
+    wanted = pipe([0, 1, 2, 0, 1, 2, 0], generator=noise, guidance_scale=3.0, **steps).images
+    captions = [validator.tokens.classes[number % 3] for number in range(7)]
+    assert np.abs(np.asarray(draw_grid(wanted, captions)).astype(int) - grids[0]).max() <= 1
+    assert not np.array_equal(np.asarray(wanted[0]), np.asarray(wanted[6]))  # of one class
 
 
 def test_rows_are_measured_with_their_true_labels(tokens: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lgq_hf import LGQImageProcessor
 from lgq_hf.checkpoint import find_checkpoint
 from lgq_hf.generation.draw import Draw, picture_generator
-from lgq_hf.generation.evaluation import evaluate
+from lgq_hf.generation.evaluation import _cut, evaluate
 from lgq_hf.generation.held_out import held_out_bits
 from lgq_hf.metrics.efficientnet import WEIGHTS_SHA256, EfficientNetLite0
 from lgq_hf.metrics.frechet import gaussian_frechet_distance
@@ -109,7 +109,7 @@ def test_the_protocol_says_what_the_numbers_depend_on(folder: Path, extractor: E
     assert (protocol["extractor"], protocol["extractor_sha256"]) == ("efficientnet-lite0", WEIGHTS_SHA256)
     assert (protocol["generated_pictures"], protocol["real_pictures"], protocol["neighbours"]) == (5, 6, 3)
     assert (protocol["picture_size"], protocol["dtype"]) == ([32, 32], "float32")
-    assert protocol["resize"] == "shorter side, lanczos, then the middle"
+    assert protocol["resize"] == "to cover, lanczos, then the middle"
     assert protocol["classes"] == "as the real pictures' folders"
     assert (protocol["num_inference_steps"], protocol["guidance_scale"], protocol["seed"]) == (2, 1.0, 0)
     assert protocol["real_names_and_sizes_sha256"] == source.digest()
@@ -143,6 +143,17 @@ def test_a_generator_of_pictures_that_are_no_squares(folder: Path, extractor: Ef
     middle = ImageOps.fit(source.read(0), (32, 32), Image.Resampling.LANCZOS).crop((8, 0, 24, 32))
     difference = np.asarray(middle).astype(int) - seen[0][0].permute(1, 2, 0).numpy()
     assert np.abs(difference).mean() < 3  # ImageOps cuts before it resizes
+
+
+def test_a_picture_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 20, 3), dtype=np.uint8)
+    (tmp_path / "real").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "real" / "a.png")
+    Image.fromarray(pixels).resize((40, 64), Image.Resampling.NEAREST).save(tmp_path / "real" / "b.png")
+    source: Any = open_source(str(tmp_path / "real"), kind="folder")
+    pipe = small_pipeline("masked", width=5)
+    assert np.array_equal(_cut(pipe, source, 0).permute(1, 2, 0).numpy(), pixels)
+    assert _cut(pipe, source, 1).shape == (3, 32, 20)
 
 
 def test_refuses(folder: Path, extractor: EfficientNetLite0, tmp_path: Path) -> None:

@@ -95,3 +95,9 @@ def test_refuses(tokens: Callable[..., Path], tmp_path: Path) -> None:
         pipe.vqvae.quantizer.get_parameter("centers").mul_(2)
     with pytest.raises(ValueError, match="the transformer learned tokens of 'tiny'"):
         held_out_bits(pipe, tokens())
+
+
+def test_bits_a_pixel_are_of_pixels_that_were_not_padded(tokens: Callable[..., Path]) -> None:
+    pipe = small_pipeline("autoregressive", num_classes=2)
+    metrics, _ = held_out_bits(pipe, tokens(30))  # padded to 32
+    assert metrics["bits_per_pixel"] == pytest.approx(metrics["bits_per_token"] * 64 / 900)

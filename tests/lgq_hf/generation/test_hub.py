@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 _WRITE = """
 import sys, torch
+from huggingface_hub import HfApi
 from tests.lgq_hf.generation.pipelines import small_pipeline
 
 expected = {}
@@ -21,6 +22,12 @@ for kind in ("masked", "autoregressive"):
     pipe = small_pipeline(kind, id2label={0: "cats"})
     pipe.push_to_hub(f"org/{kind}")
     expected[kind] = pipe("cats", generator=torch.Generator().manual_seed(0)).image_tokens
+first = HfApi().model_info("org/masked").sha
+pipe = small_pipeline("masked")
+with torch.no_grad():
+    pipe.transformer.tokens.bias[5] = 50.0  # every token is 5
+pipe.push_to_hub("org/masked")
+expected["first"] = first
 small_pipeline("masked").save_pretrained(sys.argv[1] + "/saved", push_to_hub=True, repo_id="org/saved")
 torch.save(expected, sys.argv[1] + "/expected.pt")
 """
@@ -34,9 +41,11 @@ expected = torch.load(sys.argv[1] + "/expected.pt")
 classes = {"masked": LGQMaskedPipeline, "autoregressive": LGQAutoregressivePipeline}
 for kind, cls in classes.items():
     for load in (cls.from_pretrained, load_pipeline):
-        pipe = load(f"org/{kind}", revision="main")
+        pipe = load(f"org/{kind}", revision=expected["first"] if kind == "masked" else "main")
         assert type(pipe) is cls
         assert torch.equal(pipe("cats", generator=torch.Generator().manual_seed(0)).image_tokens, expected[kind])
+for load in (LGQMaskedPipeline.from_pretrained, load_pipeline):
+    assert (load("org/masked")(None).image_tokens == 5).all()  # the newest commit
 model = LGQTokenizer.from_pretrained("org/masked", subfolder="vqvae")
 assert torch.equal(model.quantizer.centers, pipe.vqvae.quantizer.centers)
 assert LGQImageProcessor.from_pretrained("org/masked", subfolder="vqvae").pad_to_multiple_of == 4

@@ -102,6 +102,27 @@ def test_what_the_model_is_given() -> None:
         assert set(model.given) == names
 
 
+def test_a_loss_beyond_all_numbers_has_no_finite_perplexity() -> None:
+    found = summary(torch.tensor([8000.0, 10.0]), tokens=4, pixels=16)
+    assert found["perplexity"] == math.inf and found["loss"] == 800
+
+
+def test_half_precision_is_rounded_by_the_network_alone() -> None:
+    class Rounded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.logits = (3 * torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))).bfloat16()
+
+        def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.logits)
+
+    model, labels = Rounded().eval(), torch.arange(10).view(2, 5) % 8
+    sums = held_out(model, [{"input_ids": labels, "labels": labels}], 8)
+    exact = -model.logits.double().log_softmax(-1).gather(-1, labels[..., None]).mean()
+    assert float(sums[0] / sums[1]) == pytest.approx(float(exact), rel=1e-6)
+
+
 def test_what_cannot_be_measured() -> None:
     model = Fixed(torch.full((CODES,), 1 / CODES))
     with pytest.raises(ValueError, match=r"the model is in training mode: call model\.eval\(\) first"):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
+from lgq_hf.generation.sampling import sample
 from tests.lgq_hf.generation import reference
 from tests.lgq_hf.generation.pipelines import CODES, SIDE, small_pipeline
 
@@ -105,6 +106,21 @@ def test_steps_have_one_shape_and_compile_once_without_a_break(pipe: Any) -> Non
     for cache in ("dynamic", "none"):
         assert torch.equal(draw(pipe, [0, 1], guidance_scale=2.0, cache_implementation=cache), expected)
     assert counter.frame_count == 1
+
+
+def test_logits_of_half_precision_are_drawn_from_in_fp32() -> None:
+    pipe = small_pipeline("autoregressive")
+    pipe.transformer.bfloat16()
+    seen: list[torch.dtype] = []
+
+    def look(logits: torch.Tensor, *given: Any, **options: Any) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return sample(logits, *given, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lgq_hf.generation.pipeline_autoregressive.sample", look)
+        draw(pipe, 0, guidance_scale=2.0)
+    assert set(seen) == {torch.float32}
 
 
 def test_a_grid_that_is_no_square() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from PIL import Image
 
@@ -98,11 +99,33 @@ def test_guidance_of_zero_is_no_class_and_of_one_the_class(pipe: Any, monkeypatc
         (-1, "class -1: expected 0 to 2, or None for no class"),
         ("dogs", "no class is called 'dogs'; there are cats, people, fruit"),
         ([], "class_labels: expected at least one class, or None for a picture of no class"),
+        (1.7, "expected classes as whole numbers, names or None, got 1.7"),
+        (torch.tensor([1.0]), "expected classes as whole numbers, names or None, got 1.0"),
+        ([True], "expected classes as whole numbers, names or None, got True"),
     ],
 )
 def test_classes_that_there_are_not(pipe: Any, label: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         pipe(label)
+
+
+def test_classes_in_every_form(pipe: Any) -> None:
+    for labels in (2, np.int64(2), "fruit", [2], (2,), np.array([2]), torch.tensor([2]), torch.tensor(2)):
+        assert pipe.class_numbers(labels) == [2]
+    assert pipe.class_numbers(range(3), 2) == [0, 0, 1, 1, 2, 2] and pipe.class_numbers(["cats", None]) == [0, 3]
+
+
+def test_a_message_does_not_list_a_thousand_names(kind: str) -> None:
+    pipe = small_pipeline(kind, num_classes=30, id2label={number: f"class-{number}" for number in range(30)})
+    with pytest.raises(ValueError, match="no class is called 'dogs'; there are class-0, .*class-19 and 10 more$"):
+        pipe("dogs")
+
+
+@pytest.mark.parametrize("name", ["transformer", "vqvae"])
+def test_networks_in_training_mode_are_refused(pipe: Any, name: str) -> None:
+    getattr(pipe, name).train()
+    with pytest.raises(ValueError, match=rf"{name} is in training mode: call pipe.{name}.eval\(\) first"):
+        pipe(0)
 
 
 def test_a_generator_without_classes(kind: str) -> None:
@@ -140,7 +163,7 @@ def test_a_generator_without_classes(kind: str) -> None:
         ),
         (
             {"image_tokens": torch.zeros(3, SIDE, SIDE, dtype=torch.int64)},
-            "expected image_tokens of 1 picture or of 1, got 3",
+            "expected 1 given picture or 1, as many as are made, got 3",
         ),
         (
             {"image": Image.new("RGB", (32, 24))},
@@ -187,6 +210,10 @@ def test_what_is_no_pipeline(kind: str, tmp_path: Path) -> None:
             load(tmp_path)
         with pytest.raises(ValueError, match=r"no pipeline at .*: no such folder"):
             load(tmp_path / "nothing")
+    for damaged in ("{}", "[1]", "{"):
+        (tmp_path / "model_index.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"model_index.json in .* is damaged: "):
+            load_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ValueError, match="holds a StableDiffusionPipeline: expected one of"):
         load_pipeline(tmp_path)
@@ -194,6 +221,23 @@ def test_what_is_no_pipeline(kind: str, tmp_path: Path) -> None:
         (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{KINDS[kind].__name__}"}}')
         with pytest.raises(ValueError, match="device cuda: torch finds no CUDA device here"):
             load_pipeline(tmp_path, device="cuda")
+
+
+def test_options_of_the_hub_are_not_for_folders(kind: str, tmp_path: Path) -> None:
+    for load in (KINDS[kind].from_pretrained, load_pipeline):
+        with pytest.raises(
+            ValueError, match="revision: for a repository of the Hub, and .* is a folder; leave it out"
+        ):
+            load(tmp_path, revision="main")
+
+
+def test_a_repository_that_cannot_be_had_is_named(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for load in (KINDS[kind].from_pretrained, load_pipeline):
+        with pytest.raises(
+            ValueError, match="no folder 'runs/typo', and no such repository can be had from the Hub: "
+        ):
+            load("runs/typo", cache_dir=tmp_path)
 
 
 def rebuilt(pipe: Any, **changes: Any) -> Any:
@@ -280,6 +324,36 @@ def test_hooks_of_offloading_are_called(pipe: Any) -> None:
     before = hooks["vqvae"].calls
     pipe.encode_images(Image.new("RGB", (32, 32)))
     assert hooks["vqvae"].calls > before
+
+
+def test_hooks_are_released_at_the_end(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[bool] = []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: released.append(True))
+    pipe(1)
+    assert released == [True]
+
+
+def test_weights_may_be_elsewhere_until_they_are_used(pipe: Any) -> None:
+    """What `enable_sequential_cpu_offload` does, with the CPU in place of the accelerator."""
+    expected = pipe([0, 1], generator=generator(0), guidance_scale=2.0, output_type="pt").images
+    for name in ("transformer", "vqvae"):
+        cpu_offload(getattr(pipe, name), torch.device("cpu"), offload_buffers=True)
+    assert {parameter.device.type for parameter in pipe.transformer.parameters()} == {"meta"}
+    made = pipe([0, 1], generator=generator(0), guidance_scale=2.0, output_type="pt").images
+    assert torch.equal(made, expected)
+
+
+def test_a_callback_that_answers_wrongly(pipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected image_tokens of shape \(1, 8, 8\), torch.int64, from callback"):
+        pipe(0, callback_on_step_end=lambda *given: {"image_tokens": given[3]["image_tokens"].flatten(1)})
+    with pytest.raises(ValueError, match="callback_on_step_end left tokens masked at the last step: return codes"):
+        pipe(0, callback_on_step_end=lambda *given: {"image_tokens": given[3]["image_tokens"] * 0 + CODES})
+
+
+def test_a_picture_is_taken_as_it_is_whatever_the_processor_would_do(pipe: Any) -> None:
+    pipe.image_processor.do_resize, pipe.image_processor.size = True, {"shortest_edge": 64}
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    assert pipe.encode_images(picture).shape == (1, SIDE, SIDE)
 
 
 def test_the_callback_sees_every_step_and_may_change_tokens(pipe: Any) -> None:
