@@ -17,7 +17,7 @@ from lgq_hf.sheet import draw_grid
 from lgq_hf.tokens.sources import FolderSource, open_source
 
 from .output import check_output_file
-from .pipeline import load_quietly
+from .pipeline import draw_of, load_quietly
 from .report import shown
 
 _EXTRACTORS = {"efficientnet-lite0": EfficientNetLite0}
@@ -56,19 +56,10 @@ def _evaluate(
     args: argparse.Namespace, pipe: Any, pictures: FolderSource, wanted: list[int]
 ) -> tuple[dict[str, Any], list[Image.Image]]:
     """What `evaluate` gives, and the generated pictures of these numbers."""
-    from lgq_hf.generation.draw import Draw
     from lgq_hf.generation.evaluation import evaluate
 
     some: list[Image.Image] = []
-    draw = Draw(
-        guidance_scale=args.guidance,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        num_inference_steps=args.steps,
-        seed=args.seed,
-        batch_size=args.batch_size,
-    )
+    draw = draw_of(args, args.seed)
     with ExitStack() as stack:
         bars: dict[str, tqdm] = {}
 

@@ -12,7 +12,7 @@ from lgq_hf.files import atomic_file
 from lgq_hf.sheet import draw_grid
 
 from .output import check_output_file
-from .pipeline import load_quietly
+from .pipeline import draw_of, load_quietly
 from .report import shown
 
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         ModuleNotFoundError: without diffusers, naming the extra.
     """
     from lgq_hf.generation.cost import Clock
-    from lgq_hf.generation.draw import Draw, draw_pictures
+    from lgq_hf.generation.draw import draw_pictures
 
     output = Path(args.output)
     if output.suffix.lower() != ".png":
@@ -33,15 +33,7 @@ def run(args: argparse.Namespace) -> int:
     check_output_file(output)
     if args.num < 1:
         raise ValueError(f"--num: expected at least 1 picture, got {args.num}")
-    draw = Draw(
-        guidance_scale=args.guidance,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        num_inference_steps=args.steps,
-        seed=secrets.randbelow(2**31) if args.seed is None else args.seed,
-        batch_size=args.batch_size,
-    )
+    draw = draw_of(args, secrets.randbelow(2**31) if args.seed is None else args.seed)
     pipe = load_quietly(args.pipeline, args.device, args.dtype)
     named: list[int | None] = [_class(pipe, text) for text in args.classes or ()] or [None]
     classes = [named[number % len(named)] for number in range(args.num)]

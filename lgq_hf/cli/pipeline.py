@@ -1,10 +1,14 @@
 """Pipelines for the commands."""
 
-from typing import Any
+import argparse
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lgq_hf.checkpoint import quiet
+
+if TYPE_CHECKING:  # diffusers takes seconds to import
+    from lgq_hf.generation.draw import Draw
 
 
 def load_quietly(place: str, device: str, dtype: str | None = None) -> Any:
@@ -33,4 +37,19 @@ def load_quietly(place: str, device: str, dtype: str | None = None) -> Any:
     return pipe
 
 
-__all__ = ["load_quietly"]
+def draw_of(args: argparse.Namespace, seed: int) -> "Draw":
+    """How the arguments say that pictures are drawn; `ValueError` for a seed or batch size out of range."""
+    from lgq_hf.generation.draw import Draw
+
+    return Draw(
+        guidance_scale=args.guidance,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        num_inference_steps=args.steps,
+        seed=seed,
+        batch_size=args.batch_size,
+    )
+
+
+__all__ = ["draw_of", "load_quietly"]

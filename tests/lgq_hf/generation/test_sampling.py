@@ -108,9 +108,9 @@ def test_the_coldest_draw_is_the_likeliest(temperature: float) -> None:
 def test_the_tail_of_many_codes_is_not_lost() -> None:
     """In fp32 a cumulative sum near 1 has steps of 6e-8, and codes of less probability would never be drawn."""
     codes = 2**18
-    logits = torch.zeros(1, codes)
-    logits[0, 0] = 15.0  # has 92.6 %
-    probabilities = logits.double().softmax(-1)[0]
+    logits = torch.zeros(1, codes, dtype=torch.float64)
+    logits[0, 0] = 20.0  # leaves 2e-9 to each of the others
+    probabilities = logits.softmax(-1)[0]
     for code in (1000, 131_071, codes - 2):
         middle = probabilities[:code].sum() + probabilities[code] / 2
         assert int(sample(logits, middle[None])) == code
