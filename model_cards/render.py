@@ -135,7 +135,7 @@ def generators_table(runs: dict[str, dict[str, Any]], evaluations: dict[str, dic
     lines += [
         "",
         f"Single runs, seed {first['recipe']['seed']}, {rows:.0f} validation pictures with their classes; "
-        f"log2({codes}) = {math.log2(codes):.0f} bits. {_where(first)}",
+        f"log2({codes}) = {math.log2(codes):.0f} bits. {_where(*runs.values())}",
         "",
     ]
     return "\n".join([*lines, *_evaluation_lines(evaluations)])
@@ -158,14 +158,17 @@ def _evaluation_lines(evaluations: dict[str, dict[str, Any]]) -> list[str]:
         f"{protocol['generated_pictures']} generated and {protocol['real_pictures']} real pictures, features of "
         f"{protocol['extractor']} (so no FID), classes {protocol['classes']}; k = {protocol['neighbours']}, seed "
         f"{protocol['seed']}, batches of {protocol['batch_size']}. So few pictures make a Fréchet distance large: "
-        f"compare within the table only. {_where(next(iter(evaluations.values())))}",
+        f"compare within the table only. {_where(*evaluations.values())}",
     ]
 
 
-def _where(result: dict[str, Any]) -> str:
-    hardware = result["hardware"]
-    commit = (result["commit"] or "unknown")[:12]
-    return f"{hardware['gpu'] or hardware['cpu']}, {hardware['threads']} threads, commit `{commit}`."
+def _where(*results: dict[str, Any]) -> str:
+    """The machines and commits of several results."""
+    machines = {
+        f"{one['hardware']['gpu'] or one['hardware']['cpu']}, {one['hardware']['threads']} threads" for one in results
+    }
+    commits = {f"`{(one['commit'] or 'unknown')[:12]}`" for one in results}
+    return f"{'; '.join(sorted(machines))}; commit {', '.join(sorted(commits))}."
 
 
 def render_generating(text: str) -> str:
