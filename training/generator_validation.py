@@ -7,10 +7,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from lgq_hf.generation.likelihood import PROTOCOLS, held_out, summary
+from lgq_hf.generation.likelihood import PROTOCOLS, held_out, held_out_collator, summary
 from lgq_hf.sheet import draw_grid
 from training.generator_recipe import GeneratorRecipe
-from training.token_loader import fixed_batches, make_collator
+from training.token_loader import fixed_batches
 from training.token_sets import TokenSets
 
 
@@ -29,7 +29,9 @@ class GeneratorValidator:
         pipeline: Callable[[Any], Any],
     ) -> None:
         self.accelerator, self.recipe, self.tokens, self.pipeline = accelerator, recipe, tokens, pipeline
-        self.collator = make_collator(recipe.kind, tokens, mask_schedule="linear")  # as `held_out` wants it
+        self.collator = held_out_collator(
+            recipe.kind, codebook_size=tokens.codebook_size, num_classes=tokens.num_classes
+        )
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         settings, accelerator = self.recipe.validation, self.accelerator

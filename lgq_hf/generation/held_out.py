@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lgq_hf.generation.likelihood import PROTOCOLS, held_out, summary
+from lgq_hf.generation.likelihood import PROTOCOLS, held_out, held_out_collator, summary
 from lgq_hf.generation.pipeline_base import LGQPipeline, check_made_by
 from lgq_hf.generation.pipeline_masked import LGQMaskedPipeline
-from lgq_hf.tokens.collators import AutoregressiveCollator, MaskedCollator
 from lgq_hf.tokens.manifest import Manifest
 from lgq_hf.tokens.reading import Row, TokenStream
 from lgq_hf.tokens.sources import LABEL
@@ -41,12 +40,7 @@ def held_out_bits(
         found = " x ".join(map(str, manifest["grid"])) if manifest["grid"] else "several sizes"
         raise ValueError(f"tokens in {place}: expected grids of {pipe.grid[0]} x {pipe.grid[1]}, got {found}")
     kind = "masked" if isinstance(pipe, LGQMaskedPipeline) else "autoregressive"
-    of_all = {"codebook_size": pipe.codebook_size, "num_classes": pipe.num_classes}
-    collate: AutoregressiveCollator | MaskedCollator = (
-        MaskedCollator(**of_all, schedule="linear")
-        if kind == "masked"
-        else AutoregressiveCollator(**of_all, shift=True)
-    )
+    collate = held_out_collator(kind, codebook_size=pipe.codebook_size, num_classes=pipe.num_classes)
     numbers = _class_numbers(pipe, manifest, stream.place)
 
     def batch(rows: Sequence[Row]) -> dict[str, Tensor]:

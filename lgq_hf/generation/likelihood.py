@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lgq_hf.tokens.collators import IGNORED
+from lgq_hf.generation.sampling import at_least_fp32
+from lgq_hf.tokens.collators import IGNORED, AutoregressiveCollator, MaskedCollator
 
 LABELS, CLASSES = "labels", "class_labels"
 _LARGEST = 700.0  # nats whose exponential is still a float
@@ -28,6 +29,13 @@ PROTOCOLS = {
     "row's masked tokens, then over rows (arXiv 2110.02037, eq. 4), one draw for each row, the same at every "
     "measurement",
 }
+
+
+def held_out_collator(kind: str, *, codebook_size: int, num_classes: int) -> AutoregressiveCollator | MaskedCollator:
+    """What makes the batches that `held_out` wants for a generator of a kind in `PROTOCOLS`; no label is dropped."""
+    if kind == "masked":
+        return MaskedCollator(codebook_size, num_classes, schedule="linear")
+    return AutoregressiveCollator(codebook_size, num_classes, shift=True)
 
 
 def code_logits(model: nn.Module, batch: Mapping[str, Tensor], codebook_size: int) -> Tensor:
@@ -52,7 +60,7 @@ def held_out(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], codebook
 
     Args:
         model: as in `code_logits`; in evaluation mode, in the precision that is to be measured.
-        batches: of `AutoregressiveCollator(shift=True)`, or of `MaskedCollator(schedule="linear")`, on any device.
+        batches: of `held_out_collator`, on any device.
         codebook_size: K.
 
     Returns:
@@ -67,8 +75,7 @@ def held_out(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], codebook
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for given in batches:
         batch = {name: tensor.to(device) for name, tensor in given.items()}
-        logits, labels = code_logits(model, batch, codebook_size), batch[LABELS]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits, labels = at_least_fp32(code_logits(model, batch, codebook_size)), batch[LABELS]
         nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
         of_rows = nats.view_as(labels).double().sum(1) / (labels != IGNORED).sum(1)
         sums += torch.stack([of_rows.sum(), of_rows.new_tensor(float(len(of_rows)))])
@@ -104,4 +111,4 @@ def summary(sums: Tensor, *, tokens: int, pixels: int) -> dict[str, float]:
     }
 
 
-__all__ = ["PROTOCOLS", "code_logits", "held_out", "summary"]
+__all__ = ["PROTOCOLS", "code_logits", "held_out", "held_out_collator", "summary"]

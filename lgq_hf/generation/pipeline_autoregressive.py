@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 from lgq_hf.generation.pipeline_base import Callback, Generators, Label, LGQPipeline, LGQPipelineOutput
-from lgq_hf.generation.sampling import guide, sample, uniform_noise
+from lgq_hf.generation.sampling import at_least_fp32, guide, sample, uniform_noise
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
 from lgq_hf.tokenizer.modeling_lgq import LGQModel
 
@@ -137,13 +137,9 @@ class LGQAutoregressivePipeline(LGQPipeline):
             if guidance_scale not in (0, 1):
                 logits = guide(logits[:count], logits[count:], guidance_scale)
             finite = finite & logits.isfinite().all()
-            fed = sample(logits, noise_BT[:, place], temperature=temperature, top_k=top_k, top_p=top_p)[:, None]
-            tokens_BT[:, place] = fed[:, 0]
-            if callback_on_step_end is not None:
-                tokens_BT = self._step_end(
-                    callback_on_step_end, callback_on_step_end_tensor_inputs, step, length - place - 1, tokens_BT
-                )
-                fed = tokens_BT[:, place : place + 1]
+            tokens_BT[:, place] = sample(logits, noise_BT[:, place], temperature=temperature, top_k=top_k, top_p=top_p)
+            tokens_BT = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs, step, tokens_BT)
+            fed = tokens_BT[:, place : place + 1]
         return self._finish(tokens_BT, finite, output_type, return_dict)
 
     def _prefix(self, classes: Sequence[int], scale: float) -> Tensor:
@@ -197,9 +193,9 @@ class _Decoder:
         steady = remembers and isinstance(self.cache, StaticCache)
         run = self.network.forward if self.network._compiled_call_impl and not steady else self.network
         use = {"use_cache": False} if self.cache is None else {"use_cache": True, "past_key_values": self.cache}
-        logits: Tensor = run(input_ids=input_ids, logits_to_keep=1, **use).logits[:, -1]
+        logits = run(input_ids=input_ids, logits_to_keep=1, **use).logits[:, -1]
         self.begun = True
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return at_least_fp32(logits)
 
 
 __all__ = ["LGQAutoregressivePipeline"]

@@ -279,12 +279,13 @@ class LGQPipeline(DiffusionPipeline):
         return None if image_tokens is None else self._check_tokens(image_tokens, count)
 
     def _step_end(
-        self, callback: Callback | None, tensor_inputs: Sequence[str], step: int, left: int, tokens_BT: Tensor
+        self, callback: Callback | None, tensor_inputs: Sequence[str], step: int, tokens_BT: Tensor
     ) -> Tensor:
         """Lets the caller look at the tokens after a step, and change them."""
         if callback is None:
             return tokens_BT
         grids = tokens_BT.unflatten(1, self.grid)
+        left = int((tokens_BT == self.codebook_size).sum(1).max())
         given = {"image_tokens": grids} if "image_tokens" in tensor_inputs else {}
         changed = (callback(self, step, left, given) or {}).get("image_tokens", grids)
         if changed.shape != grids.shape or changed.dtype != grids.dtype:

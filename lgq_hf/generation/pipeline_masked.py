@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lgq_hf.generation.modeling_masked import LGQMaskedTransformer
 from lgq_hf.generation.pipeline_base import Callback, Generators, Label, LGQPipeline, LGQPipelineOutput
-from lgq_hf.generation.sampling import fill_masked, guide, masked_counts, uniform_noise
+from lgq_hf.generation.sampling import at_least_fp32, fill_masked, guide, masked_counts, uniform_noise
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
 from lgq_hf.tokenizer.modeling_lgq import LGQModel
 from lgq_hf.tokens.collators import SCHEDULES
@@ -150,13 +150,7 @@ class LGQMaskedPipeline(LGQPipeline):
                 top_p=top_p,
             )
             tokens_BT = tokens_BT.masked_fill(masked_BT, mask_token)
-            tokens_BT = self._step_end(
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-                step,
-                int(counts[step].max()) if callback_on_step_end is not None else 0,
-                tokens_BT,
-            )
+            tokens_BT = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs, step, tokens_BT)
         return self._finish(tokens_BT, finite, output_type, return_dict)
 
     def _logits(self, tokens_BT: Tensor, labels: Tensor, scale: float) -> Tensor:
@@ -166,8 +160,7 @@ class LGQMaskedPipeline(LGQPipeline):
         if scale not in (0, 1):
             labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
             tokens_BT = tokens_BT.repeat(2, 1)
-        logits = self.transformer(input_ids=tokens_BT, class_labels=labels).logits
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = at_least_fp32(self.transformer(input_ids=tokens_BT, class_labels=labels).logits)
         return logits if scale in (0, 1) else guide(logits[: len(logits) // 2], logits[len(logits) // 2 :], scale)
 
     def _start(

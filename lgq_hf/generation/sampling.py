@@ -41,6 +41,11 @@ def uniform_noise(shape: Sequence[int], count: int, generator: Generators, devic
     return torch.stack(rows)
 
 
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """In float32, or in float64 where they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def guide(with_class: Tensor, without: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): without + scale * (with_class - without).
 
@@ -170,4 +175,13 @@ def _draw(logits_NK: Tensor, noise_N: Tensor, **options: float | None) -> tuple[
     return torch.cat(drawn), torch.cat(log_p)
 
 
-__all__ = ["Generators", "fill_masked", "filter_logits", "guide", "masked_counts", "sample", "uniform_noise"]
+__all__ = [
+    "Generators",
+    "at_least_fp32",
+    "fill_masked",
+    "filter_logits",
+    "guide",
+    "masked_counts",
+    "sample",
+    "uniform_noise",
+]
