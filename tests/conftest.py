@@ -80,6 +80,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "upsample": "depth_to_space",
         "adaptive_group_norm": True,
     },
+    "fsq": {**_NOT_LGQ, "quantizer": "fsq", "levels": [4, 4, 2], "code_dim": 3},
+    "bsq": {**_NOT_LGQ, "quantizer": "bsq", "code_dim": 5, "entropy_weight": 0.1, "entropy_temperature": 1.0},
+    "simvq_learned": {**_NOT_LGQ, "quantizer": "simvq", "learn_projection": True, "code_dim": 4},
+    "vq_ema": {**_NOT_LGQ, "quantizer": "vq", "codebook_update": "ema", "code_dim": 4},
     "wetok": {
         **_VQGAN,
         **_NOT_LGQ,
@@ -93,7 +97,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 # names of those whose quantizer has a loss
-TRAINABLE = [name for name, fields in MODELS.items() if fields.get("quantizer", "lgq") == "lgq"]
+TRAINABLE = [name for name in MODELS if name != "simvq"]
 
 
 @pytest.fixture

@@ -172,6 +172,7 @@ class TrainingStep(BaseStep):
         with self.autocast():
             output = self.wrapped(pixels)
         self.token_counts.count(output.image_tokens)
+        self.model.quantizer.observe(self.latents, output.image_tokens)
         decoded = at_least_fp32(output.decoded_pixel_values)
         seen = decoded.detach().requires_grad_()
         scale = self.scaler.scale(torch.ones((), device=self.device)) / count
@@ -256,6 +257,7 @@ class TrainingStep(BaseStep):
         skip = self.judge(step, shared[0], finite)
         if learning and self.recipe.discriminator.lecam:
             self.lecam.update(shared[1], shared[2], keep=skip)
+        self.model.quantizer.end_step(skip)
         self.advance(step, skip, *([self.discriminator_optimizer] if learning else []))
 
     def _share(self, learning: bool) -> Tensor:

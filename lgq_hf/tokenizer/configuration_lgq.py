@@ -26,24 +26,37 @@ _READ_BY = {
     "adaptive_group_norm": "vqgan",
     "encoder_out_kernel": "vqgan",
 }
-_READ_BY_LGQ_QUANTIZER = (
-    "codebook_mode",
-    "levels",
-    "learn_widths",
-    "temperature",
-    "straight_through",
-    "commitment_weight",
-    "lambda_peak",
-    "lambda_usage",
-    "lambda_floor",
-    "min_perplexity",
-)
+# fields that some quantizers read, and which
+_READ_BY_QUANTIZER: dict[str, tuple[str, ...]] = {
+    "codebook_mode": ("lgq",),
+    "levels": ("lgq", "fsq"),
+    "learn_widths": ("lgq",),
+    "temperature": ("lgq",),
+    "learn_temperature": ("lgq",),
+    "straight_through": ("lgq",),
+    "commitment_weight": ("lgq", "vq", "ibq", "simvq", "lfq", "bsq"),
+    "lambda_peak": ("lgq",),
+    "lambda_usage": ("lgq",),
+    "lambda_floor": ("lgq",),
+    "min_perplexity": ("lgq",),
+    "codebook_update": ("vq",),
+    "codebook_decay": ("lgq", "vq"),
+    "dead_code_threshold": ("lgq", "vq"),
+    "rotation_trick": ("vq",),
+    "fsq_bound": ("fsq",),
+    "learn_projection": ("simvq",),
+    "entropy_weight": ("ibq", "lfq", "bsq"),
+    "entropy_temperature": ("ibq", "lfq", "bsq"),
+    "entropy_bits": ("lfq", "bsq"),
+}
 _DISTANCES = {
     "lgq": ("sq_l2", "l2", "cosine", "dot"),
     "vq": ("sq_l2", "cosine"),
+    "fsq": ("sq_l2",),
     "ibq": ("dot",),
     "simvq": ("sq_l2",),
     "lfq": ("sq_l2",),
+    "bsq": ("sq_l2",),
 }
 
 
@@ -86,23 +99,40 @@ class LGQConfig(PreTrainedConfig):
         latent_channels: channels *C* that the encoder returns and the decoder takes.
         code_dim: dimension of a code where it differs from `latent_channels`: 1x1 convolutions then lead into the
             quantizer and out of it. `None`: codes live in the encoder's latent space, without projections.
-        quantizer: `"lgq"`, or one of those that converted checkpoints have and that do not train yet: `"vq"` (nearest
-            code, by `distance` `"sq_l2"` or `"cosine"`), `"ibq"` (largest scalar product), `"simvq"` (nearest code of
-            a projected table), `"lfq"` (signs: K is a power of two, and log2(K) channels make a token).
+        quantizer: `"lgq"`, or what others have: `"vq"` (nearest code, by `distance` `"sq_l2"` or `"cosine"`), `"fsq"`
+            (each channel rounded to one of `levels[i]` values), `"simvq"` (nearest code of a projected table),
+            `"ibq"` (largest scalar product), `"lfq"` (signs: K is a power of two, and log2(K) channels make a token),
+            `"bsq"` (signs on the unit sphere).
         codebook_mode: `"vector"`: one codebook of K codes over the whole latent vector (the paper's). `"per_channel"`:
             K scalar bins for each channel, one token per channel. `"product"`: `levels[i]` scalar bins for channel i;
             the token is the mixed-radix number of the bins, last channel fastest.
         codebook_size: K, the number of different tokens (per channel in `"per_channel"` mode).
-        levels: bins of each channel in `"product"` mode, with `prod(levels) == codebook_size`; else `None`.
+        levels: bins of each channel in `"product"` mode and of `"fsq"`, with `prod(levels) == codebook_size`; else
+            `None`.
         distance: what a code is compared by; see `assignment.py`.
         learn_widths: a learned width per code, by which its distance is divided.
         temperature: softmax temperature tau at construction; afterwards it lives in the checkpoint as a buffer.
+        learn_temperature: a learned factor on tau, 1 at the start.
         straight_through: `"soft"` (published) or `"identity"`; see `quantizer_lgq.py`.
-        commitment_weight: weight of the pull of latents towards their codes, with `"identity"` only.
+        commitment_weight: weight of the pull of latents towards their codes; for `"lgq"` with `"identity"` only.
         lambda_peak: weight of the peakedness term.
         lambda_usage: weight of the usage term (published name: lambda_bins).
         lambda_floor: weight of the floor under the soft perplexity.
         min_perplexity: that floor, in codes (published name: p_min).
+        codebook_update: how the table of `"vq"` learns: `"gradient"` of a codebook term, or `"ema"`, a moving average
+            of the latents of each code.
+        codebook_decay: of that average, and of the count of a code's latents that `dead_code_threshold` looks at.
+        dead_code_threshold: a code whose moving share of the latents is below this times 1 / K, that of even use, is
+            moved onto a latent of the batch (of `"vq"`, and of `"lgq"` in `"vector"` mode); 0: never.
+        rotation_trick: `"vq"`: the decoder's gradient reaches latents rotated and scaled as these would have to be to
+            become their codes (arXiv 2410.06424), instead of unchanged.
+        fsq_bound: squashes a channel of `"fsq"`: `"tanh"` (published) or `"sigmoid"`, 2 sigmoid(1.6 x) - 1 (iFSQ).
+        learn_projection: `"simvq"`: the table is fixed and seen through a learned linear map; `False`: the table is
+            their product, as in converted checkpoints, and does not train.
+        entropy_weight: weight of the entropy term: a row's mean entropy less that of the mean assignment, in nats.
+        entropy_temperature: softmax temperature in that term.
+        entropy_bits: `"lfq"` and `"bsq"`: the term counts codes of groups of so many channels, which a token's bits
+            are divided into, and adds up; `None`: all bits of a token at once.
         image_size: side in pixels of the square pictures that the model was trained on. Any size that the
             downsampling factor divides is accepted; this one only serves to state tokens per picture.
         converted_from: what a converted checkpoint was made of (format, file, SHA-256, licence, weights); else `None`.
@@ -134,19 +164,29 @@ class LGQConfig(PreTrainedConfig):
     encoder_out_kernel: Literal[1, 3] = 3
     latent_channels: int = 64
     code_dim: int | None = None
-    quantizer: Literal["lgq", "vq", "ibq", "simvq", "lfq"] = "lgq"
+    quantizer: Literal["lgq", "vq", "fsq", "ibq", "simvq", "lfq", "bsq"] = "lgq"
     codebook_mode: Literal["vector", "per_channel", "product"] = "vector"
     codebook_size: int = 16384
     levels: list[int] | tuple[int, ...] | None = None
     distance: Literal["sq_l2", "l2", "cosine", "dot"] = "sq_l2"
     learn_widths: bool = False
     temperature: float | int = 1.0
+    learn_temperature: bool = False
     straight_through: Literal["soft", "identity"] = "soft"
     commitment_weight: float | int = 1.0
     lambda_peak: float | int = 0.005
     lambda_usage: float | int = 0.005
     lambda_floor: float | int = 0.0
     min_perplexity: float | int = 0.0
+    codebook_update: Literal["gradient", "ema"] = "gradient"
+    codebook_decay: float | int = 0.99
+    dead_code_threshold: float | int = 0.0
+    rotation_trick: bool = False
+    fsq_bound: Literal["tanh", "sigmoid"] = "tanh"
+    learn_projection: bool = False
+    entropy_weight: float | int = 0.0
+    entropy_temperature: float | int = 0.01
+    entropy_bits: int | None = None
     image_size: int = 256
     converted_from: dict[str, str] | None = None
 
@@ -175,7 +215,7 @@ class LGQConfig(PreTrainedConfig):
     @property
     def tokens_per_position(self) -> int:
         """Tokens per grid position: 1, or one per channel in `"per_channel"` mode, or one per group of signs."""
-        if self.quantizer == "lfq":
+        if self.quantizer in ("lfq", "bsq"):
             return self.quantizer_dim // max(1, self.codebook_size.bit_length() - 1)
         return self.quantizer_dim if self.codebook_mode == "per_channel" else 1
 
@@ -235,24 +275,18 @@ class LGQConfig(PreTrainedConfig):
         if self.distance not in _DISTANCES[self.quantizer]:
             expected = " or ".join(f"'{distance}'" for distance in _DISTANCES[self.quantizer])
             raise ValueError(f"quantizer='{self.quantizer}' has distance={expected}, got '{self.distance}'")
-        if self.quantizer != "lgq":
-            for name in _READ_BY_LGQ_QUANTIZER:
-                self._refuse_unread(name, "quantizer='lgq'", f"'{self.quantizer}'")
-        if self.quantizer == "lfq":
-            bits = self.codebook_size.bit_length() - 1
-            if self.codebook_size != 1 << bits or not 1 <= bits <= 62:
-                raise ValueError(
-                    f"quantizer='lfq' has codebook_size = 2 ** bits with 1 to 62 bits, got {self.codebook_size}"
-                )
-            if self.quantizer_dim % bits:
-                raise ValueError(
-                    f"quantizer='lfq' with codebook_size={self.codebook_size} makes a token of {bits} channels, which "
-                    f"do not divide the {self.quantizer_dim} channels of the latents"
-                )
-        if self.codebook_mode == "product":
+        for name, readers in _READ_BY_QUANTIZER.items():
+            if self.quantizer not in readers:
+                meant = " or ".join(f"'{reader}'" for reader in readers)
+                self._refuse_unread(name, f"quantizer={meant}", f"'{self.quantizer}'")
+        if self.quantizer in ("lfq", "bsq"):
+            self._validate_signs()
+        if self.codebook_mode == "product" or self.quantizer == "fsq":
             self._validate_levels()
         elif self.levels is not None:
-            raise ValueError(f"levels={self.levels} needs codebook_mode='product', got '{self.codebook_mode}'")
+            raise ValueError(
+                f"levels={self.levels} needs codebook_mode='product' or quantizer='fsq', got '{self.codebook_mode}'"
+            )
         if self.codebook_mode != "vector" and self.distance != "sq_l2":
             raise ValueError(
                 f"codebook_mode='{self.codebook_mode}' compares scalars and has distance='sq_l2' only, "
@@ -260,21 +294,59 @@ class LGQConfig(PreTrainedConfig):
             )
         if self.codebook_mode == "product" and self.learn_widths:
             raise ValueError("learn_widths is not defined for codebook_mode='product': set learn_widths=False")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
-        for name in ("commitment_weight", "lambda_peak", "lambda_usage", "lambda_floor", "min_perplexity"):
+        self._validate_numbers()
+
+    def _validate_numbers(self) -> None:
+        for name in ("temperature", "entropy_temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        not_negative = ("commitment_weight", "lambda_peak", "lambda_usage", "lambda_floor", "min_perplexity")
+        for name in (*not_negative, "dead_code_threshold", "entropy_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
-        if self.straight_through == "soft" and self.commitment_weight != 1:
+        if not 0 <= self.codebook_decay < 1:
+            raise ValueError(f"codebook_decay must lie in [0, 1), got {self.codebook_decay}")
+        if self.quantizer == "lgq" and self.straight_through == "soft" and self.commitment_weight != 1:
             raise ValueError(
                 f"commitment_weight={self.commitment_weight} needs straight_through='identity': the soft estimator "
                 "has one term for codes and latents together"
             )
+        if self.dead_code_threshold and self.codebook_mode != "vector":
+            raise ValueError(
+                f"dead_code_threshold={self.dead_code_threshold} needs codebook_mode='vector', got "
+                f"'{self.codebook_mode}'"
+            )
+        if self.codebook_update == "ema" and self.distance != "sq_l2":
+            raise ValueError(f"codebook_update='ema' averages latents and has distance='sq_l2', got '{self.distance}'")
+        if self.rotation_trick and self.distance != "sq_l2":
+            raise ValueError(f"rotation_trick has distance='sq_l2' only, got '{self.distance}'")
+
+    def _validate_signs(self) -> None:
+        name, bits = self.quantizer, self.codebook_size.bit_length() - 1
+        if self.codebook_size != 1 << bits or not 1 <= bits <= 62:
+            raise ValueError(
+                f"quantizer='{name}' has codebook_size = 2 ** bits with 1 to 62 bits, got {self.codebook_size}"
+            )
+        if self.quantizer_dim % bits:
+            raise ValueError(
+                f"quantizer='{name}' with codebook_size={self.codebook_size} makes a token of {bits} channels, which "
+                f"do not divide the {self.quantizer_dim} channels of the latents"
+            )
+        group = bits if self.entropy_bits is None else self.entropy_bits
+        if group < 1 or bits % group:
+            raise ValueError(f"entropy_bits must divide the {bits} bits of a token, got {group}")
+        if self.entropy_weight and group > 20:
+            raise ValueError(
+                f"the entropy term counts 2 ** {group} codes for each row: set entropy_bits to a divisor of {bits} "
+                "that is at most 20"
+            )
 
     def _validate_levels(self) -> None:
         levels = self.levels
-        if not levels or min(levels) < 1:
-            raise ValueError(f"codebook_mode='product' needs positive levels, one per channel, got {levels}")
+        which = "quantizer='fsq'" if self.quantizer == "fsq" else "codebook_mode='product'"
+        if not levels or min(levels) < 1 + (self.quantizer == "fsq"):
+            least = "levels of at least 2" if self.quantizer == "fsq" else "positive levels"
+            raise ValueError(f"{which} needs {least}, one per channel, got {levels}")
         if math.prod(levels) != self.codebook_size:
             raise ValueError(
                 f"codebook_size must be the product of levels: prod({list(levels)}) = {math.prod(levels)}, "
@@ -282,7 +354,7 @@ class LGQConfig(PreTrainedConfig):
             )
         if self.quantizer_dim != len(levels):
             raise ValueError(
-                f"codebook_mode='product' quantizes one channel per level: {len(levels)} levels need "
+                f"{which} quantizes one channel per level: {len(levels)} levels need "
                 f"code_dim={len(levels)}, got {self.quantizer_dim}"
             )
 

@@ -19,6 +19,8 @@ from .backbone_lgq import LGQDecoder, LGQEncoder
 from .backbone_vqgan import VQGANDecoder, VQGANEncoder
 from .configuration_lgq import LGQConfig
 from .quantizer_base import Quantizer, run_offload_hook
+from .quantizer_bsq import BSQQuantizer
+from .quantizer_fsq import FSQQuantizer
 from .quantizer_ibq import IBQQuantizer
 from .quantizer_lfq import LFQQuantizer
 from .quantizer_lgq import build_lgq_quantizer
@@ -32,9 +34,11 @@ BACKBONES: dict[str, tuple[type[LGQEncoder] | type[VQGANEncoder], type[LGQDecode
 QUANTIZERS: dict[str, Callable[[LGQConfig], Quantizer]] = {
     "lgq": build_lgq_quantizer,
     "vq": VQQuantizer,
+    "fsq": FSQQuantizer,
     "ibq": IBQQuantizer,
     "simvq": SimVQQuantizer,
     "lfq": LFQQuantizer,
+    "bsq": BSQQuantizer,
 }
 
 
@@ -106,6 +110,7 @@ class LGQPreTrainedModel(PreTrainedModel):
         "VQGANAttentionBlock",
         "VQGANAdaptiveNorm",
         "VQQuantizer",
+        "FSQQuantizer",
         "IBQQuantizer",
         "SimVQQuantizer",
     ]

@@ -89,6 +89,7 @@ class Quantizer(nn.Module):
     def set_temperature(self, temperature: float) -> None:
         """Sets the softmax temperature of training; a quantizer without one has nothing to set."""
 
+    @torch.no_grad()
     def soft_usage(self, latents: Tensor) -> list[Tensor] | None:
         """Each code's mean probability over latents (B, C, h, w) of all processes, one tensor per codebook.
 
@@ -96,7 +97,40 @@ class Quantizer(nn.Module):
         the mean of their soft usages beforehand: each pass then has the loss of the whole step, and its share of the
         gradient. `None`: every term is a mean over rows, and nothing has to be known beforehand.
         """
+        with torch.autocast(latents.device.type, enabled=False):
+            usages = self.usages(self.to_rows(latents))
+        return None if usages is None else self._over_ranks(usages)
+
+    def usages(self, x_NC: Tensor) -> list[Tensor] | None:
+        """What `soft_usage` averages over processes: mean probabilities over the rows of this one."""
         return None
+
+    def over_step(self, usages: list[Tensor]) -> list[Tensor]:
+        """Usage over all rows of the optimizer step, with the gradient of this pass's rows."""
+        usages = self._over_ranks(usages)
+        if self.step_usage is None:
+            return usages
+        pairs = zip(self.step_usage, usages, strict=True)
+        return [whole + (usage - usage.detach()) for whole, usage in pairs]
+
+    @staticmethod
+    def _over_ranks(usages: list[Tensor]) -> list[Tensor]:
+        return list(mean_over_ranks(torch.cat(usages)).split([usage.shape[0] for usage in usages]))
+
+    def observe(self, latents: Tensor, image_tokens: Tensor) -> None:
+        """Takes in what a pass of training saw, for what `end_step` does; by default nothing is kept.
+
+        Args:
+            latents: (B, C, h, w), as the quantizer received them.
+            image_tokens: (B, h, w) or (B, h, w, G), what it made of them.
+        """
+
+    def end_step(self, skip: Tensor) -> None:
+        """Changes that no gradient makes, once an optimizer step, from what `observe` took in; by default none.
+
+        Args:
+            skip: 0-dim bool on the device: where it is true the step is called off, and nothing changes.
+        """
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Quantizes latents (B, C, h, w) of any float dtype.
@@ -124,7 +158,8 @@ class Quantizer(nn.Module):
         """
         self.check_tokens(image_tokens)
         batch, height, width = image_tokens.shape[:3]
-        codes_NC = self.lookup_rows(image_tokens.long().flatten(0, 2))
+        with torch.autocast(image_tokens.device.type, enabled=False):
+            codes_NC = self.lookup_rows(image_tokens.long().flatten(0, 2))
         return codes_NC.reshape(batch, height, width, self.code_dim).permute(0, 3, 1, 2).contiguous()
 
     def to_rows(self, latents: Tensor) -> Tensor:
@@ -218,10 +253,21 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def entropy(usage: Tensor) -> Tensor:
+    """Entropy over the last dimension in nats: 0 where one code has all the usage, log K where it is even."""
+    usage = usage.clamp_min(1e-12)
+    return -(usage * usage.log()).sum(-1)
+
+
 def entropy_perplexity(usage: Tensor) -> Tensor:
     """exp of the entropy over the last dimension, in codes: 1 where one code has all the usage, K where it is even."""
-    usage = usage.clamp_min(1e-12)
-    return torch.exp(-(usage * usage.log()).sum(-1))
+    return torch.exp(entropy(usage))
+
+
+def token_statistics(tokens: Tensor, codebook_size: int) -> dict[str, Tensor]:
+    """Perplexity and share of codes in use of one training step's tokens, (N,) or (N, G), over all ranks."""
+    hard_K = hard_usage(tokens.flatten(), codebook_size)
+    return {"perplexity": entropy_perplexity(hard_K), "codebook_usage": (hard_K > 0).float().mean()}
 
 
 def hard_usage(tokens_N: Tensor, codebook_size: int) -> Tensor:

@@ -19,15 +19,15 @@ from transformers import initialization as init
 
 from .assignment import Backend, SoftAssignment, nearest_code, soft_assign
 from .codebook_init import initial_centers
+from .codebook_upkeep import CodebookUpkeep
 from .configuration_lgq import LGQConfig
 from .quantizer_base import (
     Quantizer,
     RowsOutput,
     entropy_perplexity,
-    hard_usage,
     mean_or_zero,
-    mean_over_ranks,
     straight_through,
+    token_statistics,
 )
 
 
@@ -41,6 +41,7 @@ class _LGQBase(Quantizer):
     temperature: Tensor
     centers: nn.Parameter
     alpha: nn.Parameter | None
+    log_temperature_factor: nn.Parameter | None
     backend: Backend = "auto"
 
     def __init__(self, config: LGQConfig) -> None:
@@ -57,12 +58,15 @@ class _LGQBase(Quantizer):
         self.min_perplexity = config.min_perplexity
         self.initial_temperature = float(config.temperature)
         self.register_buffer("temperature", torch.tensor(self.initial_temperature))
+        self.log_temperature_factor = nn.Parameter(torch.zeros(())) if config.learn_temperature else None
 
     def init_weights(self) -> None:
         """Centers at the scale of layer-normalised latents; training replaces them by `init_from`."""
         init.normal_(self.centers, std=1.0)
         if self.alpha is not None:
             init.zeros_(self.alpha)
+        if self.log_temperature_factor is not None:
+            init.zeros_(self.log_temperature_factor)
         init.constant_(self.temperature, self.initial_temperature)
 
     def set_temperature(self, temperature: float) -> None:
@@ -72,39 +76,24 @@ class _LGQBase(Quantizer):
         self.temperature.fill_(temperature)
 
     def _soft_assign(self, x: Tensor, centers: Tensor, widths: Tensor | None) -> SoftAssignment:
+        factor = self.log_temperature_factor
         return soft_assign(
             x,
             centers,
-            self.temperature,
+            self.temperature if factor is None else self.temperature * factor.exp(),
             widths=widths,
             distance=self.distance,
             hold_x=self.identity,
             backend=self.backend,
         )
 
+    def usages(self, x_NC: Tensor) -> list[Tensor] | None:
+        """See [`Quantizer.usages`]; `None` where neither the usage term nor the floor has a weight."""
+        return self._usages(x_NC) if self.lambda_usage or self.lambda_floor else None
+
     def _usages(self, x_NC: Tensor) -> list[Tensor]:
         """The mean probability of each code over the rows of this process, one tensor per codebook."""
         raise NotImplementedError
-
-    @torch.no_grad()
-    def soft_usage(self, latents: Tensor) -> list[Tensor] | None:
-        """See [`Quantizer.soft_usage`]; `None` where neither the usage term nor the floor has a weight."""
-        if not (self.lambda_usage or self.lambda_floor):
-            return None
-        with torch.autocast(latents.device.type, enabled=False):
-            return self._over_ranks(self._usages(self.to_rows(latents)))
-
-    @staticmethod
-    def _over_ranks(usages: list[Tensor]) -> list[Tensor]:
-        return list(mean_over_ranks(torch.cat(usages)).split([usage.shape[0] for usage in usages]))
-
-    def _over_step(self, usages: list[Tensor]) -> list[Tensor]:
-        """Usage over all rows of the optimizer step, with the gradient of this pass's rows."""
-        usages = self._over_ranks(usages)
-        if self.step_usage is None:
-            return usages
-        pairs = zip(self.step_usage, usages, strict=True)
-        return [whole + (usage - usage.detach()) for whole, usage in pairs]
 
     def _straight_through(self, x: Tensor, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
         """Codes with their gradient, and the squared error per entry of the quantization term."""
@@ -129,15 +118,13 @@ class _LGQBase(Quantizer):
         """Weighs the terms of the loss and collects the statistics of one training step."""
         floor = F.relu(self.min_perplexity - soft_perplexity).square()
         loss = quantization + self.lambda_peak * peak + self.lambda_usage * usage + self.lambda_floor * floor
-        hard_K = hard_usage(tokens.flatten(), self.codebook_size)
         statistics = {
             "quantization_loss": quantization.detach(),
             "peak_loss": peak.detach(),
             "usage_loss": usage.detach(),
             "floor_loss": floor.detach(),
             "soft_perplexity": soft_perplexity.detach(),
-            "perplexity": entropy_perplexity(hard_K),
-            "codebook_usage": (hard_K > 0).float().mean(),
+            **token_statistics(tokens, self.codebook_size),
         }
         return RowsOutput(codes_NC, tokens, loss, statistics)
 
@@ -153,6 +140,13 @@ class LGQVectorQuantizer(_LGQBase):
         super().__init__(config)
         self.centers = nn.Parameter(torch.empty(self.codebook_size, self.code_dim))
         self.alpha = nn.Parameter(torch.empty(self.codebook_size)) if config.learn_widths else None
+        self.upkeep = CodebookUpkeep.of(config)
+
+    def init_weights(self) -> None:
+        """As in the base class, with a fresh account of the codes' use."""
+        super().init_weights()
+        if self.upkeep is not None:
+            self.upkeep.init_weights()
 
     @property
     def widths(self) -> Tensor | None:
@@ -164,6 +158,16 @@ class LGQVectorQuantizer(_LGQBase):
         """Places the centers according to latents (B, C, h, w): see [`initial_centers`] for methods and errors."""
         x_NC = self.to_rows(latents)
         self.centers.copy_(initial_centers(x_NC, self.codebook_size, method, generator))
+
+    def observe(self, latents: Tensor, image_tokens: Tensor) -> None:
+        """Counts codes, where dead ones are to be moved."""
+        if self.upkeep is not None:
+            self.upkeep.observe(self.to_rows(latents), image_tokens.flatten())
+
+    def end_step(self, skip: Tensor) -> None:
+        """Moves dead codes, see [`CodebookUpkeep`]."""
+        if self.upkeep is not None:
+            self.upkeep.end_step(self.centers, skip)
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens: the code of the highest logit, at any temperature."""
@@ -180,7 +184,7 @@ class LGQVectorQuantizer(_LGQBase):
         """(N, C) latents -> codes, tokens, loss and statistics of a training step."""
         assigned = self._soft_assign(x_NC, self.centers, self.widths)
         codes_NC, error_NC = self._straight_through(x_NC, self.centers[assigned.index_N], assigned.soft_codes_NC)
-        (usage_K,) = self._over_step([assigned.usage_K])
+        (usage_K,) = self.over_step([assigned.usage_K])
         return self._result(
             codes_NC,
             assigned.index_N,
@@ -260,7 +264,7 @@ class LGQScalarQuantizer(_LGQBase):
         hard_NC = self.centers.gather(1, bins_NC.T).T
         soft_NC = torch.cat([assigned.soft_codes_NC for assigned in parts], dim=1)
         codes_NC, error_NC = self._straight_through(x_NC, hard_NC, soft_NC)
-        usages = self._over_step([assigned.usage_K for assigned in parts])
+        usages = self.over_step([assigned.usage_K for assigned in parts])
         perplexities_C = torch.stack([entropy_perplexity(usage) for usage in usages])
         usage_C = torch.stack([usage.shape[0] * usage.square().sum() for usage in usages])
         return self._result(

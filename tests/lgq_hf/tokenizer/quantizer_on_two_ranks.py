@@ -20,7 +20,10 @@ def run(folder: Path, rank: int, name: str) -> None:
     result = quantizer(latents)
     result.loss.backward()
     tensors = {"loss": result.loss.detach(), "grad_latents": latents.grad}
-    tensors |= {f"grad.{parameter}": tensor.grad for parameter, tensor in quantizer.named_parameters()}
+    tensors |= {f"grad.{name}": tensor.grad for name, tensor in quantizer.named_parameters() if tensor.requires_grad}
+    quantizer.observe(latents.detach(), result.image_tokens)
+    quantizer.end_step(torch.tensor(False))
+    tensors |= {f"state.{name}": tensor for name, tensor in quantizer.state_dict().items()}
     tensors |= {f"statistic.{statistic}": value for statistic, value in result.statistics.items()}
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / f"{name}.{rank}.safetensors")
 

@@ -114,10 +114,10 @@ CONTRADICTIONS = [
     ({"code_dim": 0}, "code_dim must be at least 1 or None, got 0"),
     ({"channel_multiplier": []}, r"channel_multiplier needs a positive width per stage, got \[\]"),
     ({"channel_multiplier": [1, 0, 2]}, r"channel_multiplier needs a positive width per stage, got \[1, 0, 2\]"),
-    ({"levels": [128, 128]}, r"levels=\[128, 128\] needs codebook_mode='product', got 'vector'"),
+    ({"levels": [128, 128]}, r"levels=\[128, 128\] needs codebook_mode='product' or quantizer='fsq', got 'vector'"),
     (
         {"levels": [4, 4, 2], "codebook_mode": "per_channel"},
-        r"levels=\[4, 4, 2\] needs codebook_mode='product', got 'per_channel'",
+        r"levels=\[4, 4, 2\] needs codebook_mode='product' or quantizer='fsq', got 'per_channel'",
     ),
     (
         {"codebook_mode": "per_channel", "distance": "cosine"},
@@ -132,7 +132,8 @@ CONTRADICTIONS = [
     ({**PRODUCT, "code_dim": 4}, "3 levels need code_dim=3, got 4"),
     ({**PRODUCT, "code_dim": None}, "3 levels need code_dim=3, got 64"),
     *(
-        ({"temperature": value}, rf"temperature must be positive and finite, got {value}$")
+        ({name: value, **fields}, rf"{name} must be positive and finite, got {value}$")
+        for name, fields in (("temperature", {}), ("entropy_temperature", {"quantizer": "lfq", "codebook_size": 2**8}))
         for value in (0.0, -1.0, math.inf, math.nan)
     ),
     *(
@@ -140,7 +141,61 @@ CONTRADICTIONS = [
         for name in ("commitment_weight", "lambda_peak", "lambda_usage", "lambda_floor", "min_perplexity")
         for value in (-0.5, math.inf, math.nan)
     ),
+    *(
+        (
+            {"entropy_weight": value, "quantizer": "ibq", "distance": "dot"},
+            rf"entropy_weight must be 0 or more.*{value}",
+        )
+        for value in (-0.5, math.inf, math.nan)
+    ),
+    ({"dead_code_threshold": -1.0}, r"dead_code_threshold must be 0 or more and finite, got -1\.0"),
+    ({"codebook_decay": 1.0}, r"codebook_decay must lie in \[0, 1\), got 1\.0"),
+    ({"codebook_decay": -0.1}, r"codebook_decay must lie in \[0, 1\), got -0\.1"),
     ({"commitment_weight": 0.25}, "commitment_weight=0.25 needs straight_through='identity'"),
+    ({**PRODUCT, "dead_code_threshold": 0.1}, "dead_code_threshold=0.1 needs codebook_mode='vector', got 'product'"),
+    (
+        {"quantizer": "vq", "distance": "cosine", "codebook_update": "ema"},
+        "codebook_update='ema' averages latents and has distance='sq_l2', got 'cosine'",
+    ),
+    (
+        {"quantizer": "vq", "distance": "cosine", "rotation_trick": True},
+        "rotation_trick has distance='sq_l2' only, got 'cosine'",
+    ),
+    ({"quantizer": "fsq"}, "quantizer='fsq' needs levels of at least 2, one per channel, got None"),
+    (
+        {"quantizer": "fsq", "levels": [4, 1], "code_dim": 2, "codebook_size": 4},
+        r"quantizer='fsq' needs levels of at least 2, one per channel, got \[4, 1\]",
+    ),
+    (
+        {"quantizer": "fsq", "levels": [4, 4], "code_dim": 2},
+        r"codebook_size must be the product of levels: prod\(\[4, 4\]\) = 16, got codebook_size=16384",
+    ),
+    (
+        {"quantizer": "fsq", "levels": [4, 4], "codebook_size": 16},
+        "quantizer='fsq' quantizes one channel per level: 2 levels need code_dim=2, got 64",
+    ),
+    ({"quantizer": "bsq", "codebook_size": 48}, "quantizer='bsq' has codebook_size = 2 \\*\\* bits"),
+    (
+        {"quantizer": "bsq", "codebook_size": 2**8, "entropy_bits": 3},
+        "entropy_bits must divide the 8 bits of a token, got 3",
+    ),
+    (
+        {"quantizer": "lfq", "codebook_size": 2**32, "entropy_weight": 0.1},
+        r"the entropy term counts 2 \*\* 32 codes for each row: set entropy_bits to a divisor of 32",
+    ),
+    # fields that the quantizer at hand does not read
+    ({"rotation_trick": True}, "rotation_trick=True has a meaning for quantizer='vq' only, got 'lgq'"),
+    ({"learn_projection": True}, "learn_projection=True has a meaning for quantizer='simvq' only, got 'lgq'"),
+    ({"codebook_update": "ema"}, "codebook_update='ema' has a meaning for quantizer='vq' only, got 'lgq'"),
+    ({"fsq_bound": "sigmoid"}, "fsq_bound='sigmoid' has a meaning for quantizer='fsq' only, got 'lgq'"),
+    (
+        {"entropy_weight": 0.1},
+        "entropy_weight=0.1 has a meaning for quantizer='ibq' or 'lfq' or 'bsq' only, got 'lgq'",
+    ),
+    (
+        {"quantizer": "vq", "learn_temperature": True},
+        "learn_temperature=True has a meaning for quantizer='lgq' only, got 'vq'",
+    ),
 ]
 
 

@@ -127,13 +127,16 @@ def test_empty_batch(model: LGQModel, autocast: bool, make_pixels: Callable[...,
 def test_a_single_token(trainable: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
     """One picture of one grid position: a single value per channel for the norms, in both modes."""
     model = trainable
+    if model.config.adaptive_group_norm:
+        pytest.skip("see the next test")
     pixels = make_pixels(model, 1, (1, 1))
     tokens = model(pixels).image_tokens
     output = model.train()(pixels)
     assert torch.equal(output.image_tokens, tokens)
     (output.decoded_pixel_values.square().mean() + output.embedding_loss).backward()
     assert output.decoded_pixel_values.shape == pixels.shape
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learned)
 
 
 @torch.no_grad()
@@ -146,12 +149,3 @@ def test_a_single_token_has_no_variance_for_adaptive_norms(
         return
     with pytest.raises(ValueError, match="expected a grid of at least two positions, got 1 x 1: adaptive_group_norm"):
         model(pixels)
-
-
-@pytest.mark.parametrize("case", ["vqgan_vq", "vqgan_ibq", "simvq", "magvit2"], indirect=True)
-def test_quantizers_without_a_loss_say_so(model: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
-    name = model.config.quantizer
-    with pytest.raises(
-        NotImplementedError, match=rf"quantizer='{name}' encodes and decodes, and has no training loss"
-    ):
-        model.train()(make_pixels(model))

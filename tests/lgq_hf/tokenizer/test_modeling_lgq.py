@@ -32,6 +32,9 @@ def score(model: LGQModel, latents: Tensor, tokens: Tensor) -> Tensor:
     config, quantizer = model.config, model.quantizer
     x = latents.double().permute(0, 2, 3, 1)
     codes = quantizer.codes_from_tokens(tokens).double().permute(0, 2, 3, 1)
+    if config.quantizer == "fsq":  # channels are squashed before they are compared
+        x = quantizer.bounded(latents.double().permute(0, 2, 3, 1).flatten(0, 2)).reshape(x.shape)
+        x = x / (torch.tensor(config.levels) // 2)
     if config.codebook_mode != "vector":
         value = (x - codes).square()
     elif config.distance in ("sq_l2", "l2"):
@@ -96,9 +99,8 @@ def test_decoding_the_tokens_is_the_forward_pass(
             assert encoded.last_hidden_state.shape == (batch, model.config.quantizer_dim, *grid)
             assert encoded.last_hidden_state.dtype == dtype
             assert encoded.quantized_last_hidden_state.shape == encoded.last_hidden_state.shape
-            wider = (
-                dtype == torch.float64 and model.config.quantizer != "lfq"
-            )  # signs have no table to follow the cast
+            no_table = model.config.quantizer in ("lfq", "bsq", "fsq")  # that could follow the cast
+            wider = dtype == torch.float64 and not no_table
             assert encoded.quantized_last_hidden_state.dtype == (torch.float64 if wider else torch.float32)
             assert decoded.shape == pixels.shape
             assert decoded.dtype == dtype

@@ -26,7 +26,7 @@ def test_loss_and_statistics_are_there_in_training_alone(
         assert output.embedding_loss.shape == ()
         assert output.embedding_loss.requires_grad
         assert output.embedding_loss.isfinite()
-        assert output.embedding_loss > 0
+        assert output.embedding_loss > 0 or model.config.quantizer == "fsq"  # which has none
         for name, value in output.statistics.items():
             assert value.shape == (), name
             assert not value.requires_grad, name
@@ -56,7 +56,10 @@ def test_reconstruction_gradient_reaches_every_part(trainable: LGQModel, make_pi
     pixels = make_pixels(model)
     (model.train()(pixels).decoded_pixel_values - pixels).square().mean().backward()
     found = gradients(model)
-    assert found.keys() == dict(model.named_parameters()).keys()
+    # codes that the straight-through gradient passes by learn from the quantizer's loss alone
+    passed_by = "quantizer." if model.config.quantizer in ("vq", "simvq") else "nothing"
+    names = [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith(passed_by)]
+    assert sorted(found) == sorted(names)
     assert all(grad.isfinite().all() for grad in found.values())
     parts = ["encoder.stem", "encoder.to_emb", "decoder.from_emb", "decoder.out"]
     parts += ["pre_quant_norm"] if model.config.backbone == "lgq" else []
@@ -70,8 +73,11 @@ def test_embedding_loss_gradient_stops_at_the_codes(trainable: LGQModel, make_pi
     model.train()(make_pixels(model)).embedding_loss.backward()
     found = gradients(model)
     assert not [name for name in found if name.startswith(("decoder.", "post_quant."))]
-    missing = dict(model.named_parameters()).keys() - found.keys()
+    missing = {name for name, p in model.named_parameters() if p.requires_grad} - found.keys()
     assert all(name.startswith(("decoder.", "post_quant.")) for name in missing)
+    if model.config.quantizer == "fsq":  # which has no loss
+        assert not any(grad.any() for grad in found.values())
+        return
     for name in ["encoder.stem.weight", *(n for n in found if n.startswith("quantizer."))]:
         assert found[name].abs().max() > 0, name
 

@@ -1,6 +1,7 @@
 """The quantizer contract (docs/adding_a_quantizer.md): a quantizer gets all of it by one line in CASES."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -90,23 +91,75 @@ CASES = {
         two_processes=True,
     ),
     "one_code": Case({"codebook_size": 1}),
-    "vq": Case({"codebook_size": 40, "quantizer": "vq"}, lgq=False, trains=False),
+    "learned_temperature": Case({"codebook_size": 40, "learn_temperature": True}, two_processes=True),
+    "revived": Case({"codebook_size": 40, "dead_code_threshold": 0.9, "codebook_decay": 0.5}),
+    "vq": Case(
+        {"codebook_size": 40, "quantizer": "vq", "commitment_weight": 0.25, "rotation_trick": True},
+        lgq=False,
+        two_processes=True,
+    ),
     "vq_cosine": Case(
-        {"codebook_size": 40, "quantizer": "vq", "distance": "cosine"}, lgq=False, trains=False, shift_invariant=False
+        {"codebook_size": 40, "quantizer": "vq", "distance": "cosine"}, lgq=False, shift_invariant=False
+    ),
+    "vq_ema": Case(
+        {"codebook_size": 40, "quantizer": "vq", "codebook_update": "ema", "codebook_decay": 0.9},
+        lgq=False,
+        two_processes=True,
     ),
     "ibq": Case(
-        {"codebook_size": 40, "quantizer": "ibq", "distance": "dot"},
+        {"codebook_size": 40, "quantizer": "ibq", "distance": "dot", "entropy_weight": 0.05},
         lgq=False,
-        trains=False,
+        two_processes=True,
         maps_codes_to_themselves=False,
         shift_invariant=False,
     ),
-    "simvq": Case({"codebook_size": 40, "quantizer": "simvq"}, lgq=False, trains=False),
+    "simvq_product": Case({"codebook_size": 40, "quantizer": "simvq"}, lgq=False, trains=False),
+    "simvq": Case(
+        {"codebook_size": 40, "quantizer": "simvq", "learn_projection": True},
+        lgq=False,
+        two_processes=True,
+        shift_invariant=False,
+    ),
+    "fsq": Case(
+        {"codebook_size": 60, "quantizer": "fsq", "levels": [4, 3, 5], "code_dim": 3},
+        lgq=False,
+        two_processes=True,
+        maps_codes_to_themselves=False,
+        shift_invariant=False,
+        vector=False,
+    ),
+    "ifsq": Case(
+        {"codebook_size": 16, "quantizer": "fsq", "levels": [2, 8], "code_dim": 2, "fsq_bound": "sigmoid"},
+        lgq=False,
+        maps_codes_to_themselves=False,
+        shift_invariant=False,
+        vector=False,
+    ),
     "lfq": Case(
-        {"codebook_size": 64, "quantizer": "lfq"}, lgq=False, trains=False, shift_invariant=False, vector=False
+        {"codebook_size": 64, "quantizer": "lfq", "entropy_weight": 0.1, "entropy_temperature": 1.0},
+        lgq=False,
+        two_processes=True,
+        shift_invariant=False,
+        vector=False,
     ),
     "lfq_groups": Case(
-        {"codebook_size": 4, "quantizer": "lfq"}, lgq=False, trains=False, shift_invariant=False, vector=False
+        {"codebook_size": 4, "quantizer": "lfq", "entropy_weight": 0.1, "entropy_bits": 1},
+        lgq=False,
+        shift_invariant=False,
+        vector=False,
+    ),
+    "bsq": Case(
+        {
+            "codebook_size": 64,
+            "quantizer": "bsq",
+            "entropy_weight": 0.1,
+            "entropy_bits": 3,
+            "entropy_temperature": 1.0,
+        },
+        lgq=False,
+        two_processes=True,
+        shift_invariant=False,
+        vector=False,
     ),
     "rounding": Case({}, make=RoundingQuantizer, lgq=False, shift_invariant=False, vector=False),
 }
@@ -284,11 +337,16 @@ def test_codebook_moves_after_one_step(case: Case) -> None:
     if not before:
         pytest.skip("nothing to learn")
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
-    quantizer(draw(quantizer, batch=16)).loss.backward()
+    latents = draw(quantizer, batch=16).requires_grad_()
+    result = quantizer(latents)
+    result.loss.backward()
     optimizer.step()
+    quantizer.observe(latents.detach(), result.image_tokens)
+    quantizer.end_step(torch.tensor(False))
+    frozen = {"codebook"} if getattr(quantizer, "projection", None) is not None else set()  # SimVQ's fixed table
     for name, parameter in quantizer.named_parameters():
         if quantizer.codebook_size > 1 or name == "centers":
-            assert not torch.equal(parameter, before[name]), name
+            assert torch.equal(parameter, before[name]) == (name in frozen), name
 
 
 def gradients(quantizer: Quantizer, latents: torch.Tensor, objective: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -382,11 +440,18 @@ def test_two_processes_on_half_batches_equal_one_on_the_whole(name: str, two_ran
     # DDP averages the ranks' gradients of shared parameters; each rank's latents count half
     torch.testing.assert_close((halves[0]["loss"] + halves[1]["loss"]) / 2, result.loss.detach(), rtol=1e-5, atol=1e-7)
     for parameter, tensor in quantizer.named_parameters():
+        if not tensor.requires_grad:
+            continue
         average = (halves[0][f"grad.{parameter}"] + halves[1][f"grad.{parameter}"]) / 2
         torch.testing.assert_close(average, tensor.grad, rtol=1e-4, atol=1e-7)
+    quantizer.observe(latents.detach(), result.image_tokens)
+    quantizer.end_step(torch.tensor(False))
+    for half, (key, tensor) in itertools.product(halves, quantizer.state_dict().items()):
+        torch.testing.assert_close(half[f"state.{key}"], tensor, rtol=1e-5, atol=1e-6)
     both = torch.cat([half["grad_latents"] for half in halves]) / 2
     torch.testing.assert_close(both, latents.grad, rtol=1e-4, atol=1e-8)
-    for statistic in ("usage_loss", "soft_perplexity", "perplexity", "codebook_usage"):
+    wanted = {"usage_loss", "soft_perplexity", "usage_entropy", "perplexity", "codebook_usage"}
+    for statistic in wanted & result.statistics.keys():
         for half in halves:
             torch.testing.assert_close(
                 half[f"statistic.{statistic}"], result.statistics[statistic], rtol=1e-5, atol=1e-6
@@ -405,7 +470,8 @@ def test_a_permutation_of_the_codes_permutes_the_tokens(case: Case) -> None:
     order = torch.randperm(quantizer.codebook_size, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         for parameter in quantizer.parameters():
-            parameter.copy_(parameter[order])
+            if parameter.ndim and len(parameter) == len(order):
+                parameter.copy_(parameter[order])
     after = quantizer(latents)
     assert torch.equal(order[after.image_tokens], before.image_tokens)
     assert torch.equal(after.codes, before.codes)
