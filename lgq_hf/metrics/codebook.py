@@ -38,6 +38,10 @@ def count_tokens(image_tokens: Tensor, codebook_size: int) -> Tensor:
 def codebook_statistics(counts_K: Tensor) -> dict[str, int | float]:
     """What a histogram of tokens says about the codebook. All in float64, with 0 log 0 = 0.
 
+    The entropy is Shannon's (1948, section 6), the perplexity its exponential (Jelinek et al. 1977): as many codes as
+    would, evenly used, have the same entropy. That a tenth of even use is where a code begins to count is a convention
+    of this project.
+
     Args:
         counts_K: (K,) integers, how often each code occurred (`count_tokens`, summed over batches and processes).
 

@@ -33,6 +33,8 @@ class EfficientNetLite0(FrozenNetwork):
     """
 
     name = "efficientnet-lite0"
+    dimensions = 1280
+    preparation = f"{_CLASSIFIER_SIZE} x {_CLASSIFIER_SIZE} pixels, bicubic, antialiased"  # in `pooled` and `logits`
     stage_channels = (16, 24, 40, 112, 320)
 
     def __init__(self) -> None:

@@ -24,7 +24,8 @@ class EfficientNetDistance(FrozenNetwork):
 
     At each resolution features are scaled to length 1 over channels (as in Zhang et al. 2018, equation 1), squared
     differences are summed over channels and averaged over positions; the five numbers are averaged. No weights
-    stand before channels: it is not calibrated to human judgements, and its numbers, in [0, 4], are not LPIPS.
+    stand before channels: it is not calibrated to human judgements, and its numbers, in [0, 4] and without unit, are
+    not LPIPS.
 
     Raises:
         ModuleNotFoundError: the packages of the extra `metrics` are missing.
@@ -56,7 +57,8 @@ class LPIPS(FrozenNetwork):
     """LPIPS with VGG16 (Zhang et al. 2018, equation 1; version 0.1 of the lpips project with its "lin" heads).
 
     Features after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, scaled to length 1 over channels; squared
-    differences weighted by channel, summed over channels, averaged over positions, summed over layers.
+    differences weighted by channel, summed over channels, averaged over positions, summed over layers. Numbers are at
+    least 0 and have no unit.
 
     Args:
         vgg_weights: file with VGG16's weights in torchvision's layout, see `load_vgg16`.

@@ -14,14 +14,18 @@ _WINDOW, _SIGMA = 11, 1.5  # pixels
 
 
 def psnr(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> Tensor:
-    """Peak signal-to-noise ratio of each pair of pictures: 10 log10(1 / MSE), over all pixels and channels.
+    """Peak signal-to-noise ratio of each pair of pictures: 10 log10(1 / MSE), MSE = mean (a - b)^2.
+
+    The mean is over all pixels and channels of a pair, the peak is 1 (Huynh-Thu and Ghanbari 2008, "Scope of validity
+    of PSNR in image/video quality assessment"). Averaging over pairs comes last: the mean of PSNRs is not the PSNR of
+    the mean error.
 
     Args:
         a: pictures (B,3,H,W), or a list of B pictures (3,h,w) whose sizes may differ; floating point in [0, 1].
         b: pictures to compare with, of the same number and sizes, on the same device.
 
     Returns:
-        (B,) float64 in dB, on the device of the pictures; infinite where the two are equal.
+        (B,) float64 in dB, at least 0, on the device of the pictures; infinite where the two are equal.
 
     Raises:
         TypeError: something that is neither a tensor nor a list of tensors.
@@ -34,10 +38,11 @@ def psnr(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> Tensor:
 def ssim(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> Tensor:
     """Structural similarity of each pair of pictures (Wang et al. 2004, "Image quality assessment", equation 13).
 
-    Means, variances and covariances under a Gaussian window of 11 x 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03,
-    values in [0, 1] (L = 1); no sample correction. The map is averaged over the positions where the window lies
-    inside the picture (the outermost 5 pixels are no centres; "valid" filtering, as in the authors' code and
-    scikit-image), and over R, G and B. Computed in float64 by pytorch-msssim.
+    (2 m_a m_b + C1) (2 s_ab + C2) / ((m_a^2 + m_b^2 + C1) (s_a^2 + s_b^2 + C2)), with means m, variances s^2 and
+    covariances s_ab under a Gaussian window of 11 x 11 pixels and sigma 1.5; C1 = 0.01^2 and C2 = 0.03^2, for values
+    in [0, 1] (K1 = 0.01, K2 = 0.03, L = 1); no sample correction. The map is averaged over the positions where the
+    window lies inside the picture (the outermost 5 pixels are no centres; "valid" filtering, as in the authors' code
+    and scikit-image), and over R, G and B. Computed in float64 by pytorch-msssim.
 
     Args:
         a: pictures (B,3,H,W), or a list of B pictures (3,h,w) whose sizes may differ; floating point in [0, 1]; sides
@@ -45,7 +50,7 @@ def ssim(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> Tensor:
         b: pictures to compare with, of the same number and sizes, on the same device.
 
     Returns:
-        (B,) float64 in [-1, 1], on the device of the pictures; 1 where the two are equal.
+        (B,) float64 in [-1, 1], without unit, on the device of the pictures; 1 where the two are equal.
 
     Raises:
         ModuleNotFoundError: pytorch-msssim is not installed.

@@ -37,7 +37,8 @@ def test_logits_are_those_of_the_package_at_its_own_size(network: EfficientNetLi
 def test_pooled_features(network: EfficientNetLite0) -> None:
     pictures = torch.rand(2, 3, 20, 300)
     features = network.pooled(pictures)
-    assert (features.shape, features.dtype) == ((2, 1280), torch.float32)
+    assert (features.shape, features.dtype) == ((2, network.dimensions), torch.float32)
+    assert (network.dimensions, network.preparation) == (1280, "224 x 224 pixels, bicubic, antialiased")
     assert float(features.min()) >= 0 and 0 < float(features.max()) <= 6
     torch.testing.assert_close(network.pooled(pictures[1:]), features[1:])
     torch.testing.assert_close(network.network._fc(features), network.logits(pictures))
@@ -162,7 +163,7 @@ def test_refuses_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_extra_is_not_imported_before_it_is_used() -> None:
-    names = ["reconstruction", "frechet", "codebook", "efficientnet", "perceptual", "vgg16"]
+    names = ["reconstruction", "frechet", "codebook", "efficientnet", "perceptual", "vgg16", "inception", "extractors"]
     code = f"""
 import importlib, sys
 for name in {names}:

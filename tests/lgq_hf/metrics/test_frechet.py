@@ -1,4 +1,8 @@
-"""Fréchet distances against closed forms and scipy, and streaming moments against numpy."""
+"""Fréchet distances against closed forms, scipy and other implementations, and streaming moments against numpy."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +11,10 @@ import torch
 from torch import Tensor
 
 from lgq_hf.metrics.frechet import FeatureStatistics, frechet_distance, gaussian_frechet_distance
+
+RECORDED: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parents[2] / "fixtures" / "metrics" / "frechet.json").read_text()
+)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -92,6 +100,26 @@ def test_distance_agrees_with_scipy(seed: int) -> None:
     expected = float((means[0] - means[1]).square().sum() + a.trace() + b.trace()) - 2 * np.trace(root)
     assert gaussian_frechet_distance(means[0], a, means[1], b) == pytest.approx(expected, rel=1e-10)
     assert gaussian_frechet_distance(means[1], b, means[0], a) == pytest.approx(expected, rel=1e-10)
+
+
+def recorded_features(case: dict[str, Any], which: int) -> Tensor:
+    """Uniform numbers, mixed by other uniform numbers."""
+    draws = [torch.Generator().manual_seed(seed) for seed in (which + 1, case["mixing"][which])]
+    shapes = [(case["pictures"][which], case["features"]), (case["features"], case["features"])]
+    drawn, mixing = (
+        torch.rand(shape, generator=draw, dtype=torch.float64) for shape, draw in zip(shapes, draws, strict=True)
+    )
+    return drawn @ mixing + case["shift"] * which
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["name"])
+def test_distance_agrees_with_other_implementations(case: dict[str, Any]) -> None:
+    distance = frechet_distance(*(gathered(recorded_features(case, which), batch=70) for which in (0, 1)))
+    assert set(case["distance"]) == {"torchmetrics", "torch-fidelity", "pytorch-fid"}
+    # theirs take roots of eigenvalues that are 0 but for rounding where pictures are fewer than features
+    singular = min(case["pictures"]) <= case["features"]
+    for expected in case["distance"].values():
+        assert distance == pytest.approx(expected, rel=1e-6 if singular else 1e-9)
 
 
 def test_distance_of_singular_covariances_is_the_limit_of_regular_ones() -> None:
