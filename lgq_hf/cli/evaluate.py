@@ -1,7 +1,6 @@
-"""`lgq evaluate`: how good a generator is, in a JSON file that says how its numbers came about."""
+"""`lgq evaluate`: how good a tokenizer or a generator is, in a JSON file that says how its numbers came about."""
 
 import argparse
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,43 +10,78 @@ import torch
 from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
 
-from lgq_hf.files import atomic_file
-from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.sheet import draw_grid
 from lgq_hf.tokens.sources import FolderSource, open_source
 
-from .output import check_output_file
+from .arguments import FOR_GENERATORS, FOR_TOKENIZERS
+from .evaluate_tokenizer import run_tokenizer
+from .networks import extractor_of
+from .output import check_output_file, write_json, write_png
 from .pipeline import draw_of, load_quietly
 from .report import shown
 
-_EXTRACTORS = {"efficientnet-lite0": EfficientNetLite0}
 _ON_GRID = 64  # pictures at most
+_FORMS = "expected MODEL DATA (a tokenizer and pictures), or --pipeline, --pictures and --num (a generator)"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates `args.pipeline` on `args.pictures` and writes `args.output`; returns the exit status.
+    """Evaluates `args.model` on `args.data`, or `args.pipeline` on `args.pictures`, and writes `args.output`.
+
+    Returns:
+        The exit status: 1 if pictures were passed over.
 
     Raises:
-        ValueError: wrong arguments, or a pipeline, pictures or tokens that do not fit.
+        ValueError: wrong arguments, or a model, pipeline, pictures or tokens that do not fit.
         OSError: the output cannot be written.
-        ModuleNotFoundError: diffusers or the extractor's package is missing.
+        ModuleNotFoundError: a package that is needed is missing.
     """
+    of_tokenizer = check_form(args)
     output, grid = Path(args.output), None if args.grid is None else Path(args.grid)
     for file, suffix in ((output, ".json"), (grid, ".png")):
         if file is not None:
             if file.suffix.lower() != suffix:
                 raise ValueError(f"{file}: expected a name that ends in {suffix}")
             check_output_file(file)
+    if of_tokenizer:
+        return run_tokenizer(args, output, grid)
+    return _run_generator(args, output, grid)
+
+
+def check_form(args: argparse.Namespace) -> bool:
+    """Whether a tokenizer is to be evaluated; fills in the defaults of that form's options.
+
+    Raises:
+        ValueError: neither form, both, half of one, or an option of the other one.
+    """
+    given = {name for name in ("model", "data", "pipeline") if getattr(args, name) is not None}
+    if not given:
+        raise ValueError(_FORMS)
+    of_tokenizer = "pipeline" not in given
+    own, other = (FOR_TOKENIZERS, FOR_GENERATORS) if of_tokenizer else (FOR_GENERATORS, FOR_TOKENIZERS)
+    if not of_tokenizer and len(given) > 1:
+        raise ValueError(f"{shown(args.model)} and --pipeline are two things to evaluate, one at a time: {_FORMS}")
+    needed = ("data",) if of_tokenizer else ("pictures", "num")
+    if missing := [name for name in needed if getattr(args, name) is None]:
+        names = " and ".join("DATA" if of_tokenizer else f"--{name}" for name in missing)
+        raise ValueError(f"{names} not given: {_FORMS}")
+    if wrong := [f"--{name.replace('_', '-')}" for name in other if getattr(args, name) is not None]:
+        kinds = ("generators", "a tokenizer") if of_tokenizer else ("tokenizers", "a generator")
+        raise ValueError(f"{', '.join(wrong)}: for {kinds[0]} only, and this is {kinds[1]}; leave out")
+    for name, default in own.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    return of_tokenizer
+
+
+def _run_generator(args: argparse.Namespace, output: Path, grid: Path | None) -> int:
+    """Evaluates `args.pipeline` on `args.pictures`; returns the exit status."""
     pictures: Any = open_source(args.pictures, kind="folder")
     pipe = load_quietly(args.pipeline, args.device)
     result, some = _evaluate(args, pipe, pictures, [] if grid is None else _spread(args.num))
     result = {"pipeline": {"name": args.pipeline, **result.pop("pipeline")}, **result}
-    with atomic_file(output) as temporary:
-        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(output, result)
     if grid is not None:
-        sheet = draw_grid(some, [""] * len(some))
-        with atomic_file(grid) as temporary:
-            sheet.save(temporary, format="PNG")
+        write_png(grid, draw_grid(some, [""] * len(some)))
     print(f"{shown(args.output)}:\n" + "\n".join(f"  {line}" for line in _lines(result)))
     return 0
 
@@ -73,7 +107,7 @@ def _evaluate(
                 inside = [number - first for number in wanted if first <= number < first + len(batch)]
                 some.extend(Image.fromarray(array) for array in batch[inside].permute(0, 2, 3, 1).cpu().numpy())
 
-        extractor = _EXTRACTORS[args.extractor]().to(pipe.vqvae.device)
+        extractor = extractor_of(args).to(pipe.vqvae.device)
         return evaluate(pipe, pictures, args.num, extractor, draw, tokens=args.tokens, watch=watch), some
 
 

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         OSError: the output cannot be written.
         ModuleNotFoundError: without diffusers, naming the extra.
     """
-    from lgq_hf.generation.cost import Clock
+    from lgq_hf.cost import Clock
     from lgq_hf.generation.draw import draw_pictures
 
     output = Path(args.output)

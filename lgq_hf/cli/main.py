@@ -14,15 +14,10 @@ from typing import Any
 
 from lgq_hf._version import __version__
 
+from .arguments import add_device, add_drawing, add_evaluate, pixels
+
 EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 128 + signal.SIGINT
 EXIT_STATUS = "Exit status: 0 all done, 1 some pictures failed (listed at the end), 2 wrong usage or nothing to do."
-
-
-def _size(text: str) -> int:
-    size = int(text) if text.isdecimal() else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of pixels, 1 or more, got {text!r}")
-    return size
 
 
 def _rows(text: str) -> tuple[int, int]:
@@ -42,15 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
     pictures = argparse.ArgumentParser(add_help=False)
     pictures.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder (searched recursively) or glob")
     pictures.add_argument(
-        "--size", type=_size, metavar="N", help="resize the shorter side to N pixels and crop the middle N x N"
+        "--size", type=pixels, metavar="N", help="resize the shorter side to N pixels and crop the middle N x N"
     )
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument(
         "--model", metavar="PATH_OR_REPO", help="checkpoint folder or Hub repository (default: built in)"
     )
-    model.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
-    )
+    add_device(model)
 
     encode = commands.add_parser(
         "encode", parents=[pictures, model], help="pictures to a token file", epilog=EXIT_STATUS
@@ -69,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write: .png")
     _add_tokenize(commands, model)
     _add_generate(commands)
-    _add_evaluate(commands)
+    add_evaluate(commands)
     info = commands.add_parser("info", help="what a checkpoint is and what its tokens cost", epilog=EXIT_STATUS)
     info.add_argument(
         "model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository (default: built in)"
@@ -116,7 +109,7 @@ def _add_tokenize(commands: Any, model: argparse.ArgumentParser) -> None:
         "--on-error", choices=("skip", "stop"), default="skip", help="pictures that cannot be read (skip)"
     )
     cut = parser.add_argument_group("pictures")
-    cut.add_argument("--size", type=_size, metavar="N", help="resize the shorter side to N pixels and crop N x N")
+    cut.add_argument("--size", type=pixels, metavar="N", help="resize the shorter side to N pixels and crop N x N")
     cut.add_argument("--mixed-sizes", action="store_true", help="pictures keep their sizes, which may differ")
     cut.add_argument("--crops", type=int, choices=(1, 5), default=1, help="the middle, or corners and middle (1)")
     cut.add_argument(
@@ -142,22 +135,6 @@ def _add_tokenize(commands: Any, model: argparse.ArgumentParser) -> None:
     speed.add_argument("--ray-gpus", type=float, default=0, metavar="X", help="GPUs of each (0)")
 
 
-def _drawing(parser: Any, seed: int | None) -> None:
-    """How pictures are drawn; a seed of `None` is drawn itself."""
-    drawn = parser.add_argument_group("how pictures are drawn")
-    drawn.add_argument("--guidance", type=float, default=1.0, metavar="S", help="guidance scale (1: none)")
-    drawn.add_argument("--steps", type=int, metavar="N", help="of a masked generator (12)")
-    drawn.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of each token (1.0)")
-    drawn.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest codes (all)")
-    drawn.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest codes that sum to P (all)")
-    told = "drawn if not given, and printed" if seed is None else str(seed)
-    drawn.add_argument("--seed", type=int, default=seed, metavar="N", help=f"of the random numbers ({told})")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (16)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
-    )
-
-
 def _add_generate(commands: Any) -> None:
     """`lgq generate`."""
     parser = commands.add_parser(
@@ -176,30 +153,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--num", type=int, default=8, metavar="N", help="pictures to generate (8)")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write: .png")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the networks (as saved)")
-    _drawing(parser, seed=None)
-
-
-def _add_evaluate(commands: Any) -> None:
-    """`lgq evaluate`."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="how good a generator is: its pictures beside real ones, in numbers",
-        description="Generates pictures and compares features of them with those of real pictures: Fréchet distance "
-        "(of the extractor that is named, so no FID), precision and recall; the distance of the tokenizer's "
-        "reconstructions, below which no generator on these tokens gets; and bits per token of tokens held out.",
-    )
-    parser.add_argument("--pipeline", required=True, metavar="PATH_OR_REPO", help="folder or Hub repository")
-    parser.add_argument(
-        "--pictures", required=True, metavar="FOLDER", help="real pictures; folders in it are classes, in their shares"
-    )
-    parser.add_argument("--tokens", metavar="DIR", help="token shards held out from training, of `lgq tokenize`")
-    parser.add_argument("--num", type=int, required=True, metavar="N", help="pictures to generate")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="results to write: .json")
-    parser.add_argument("--grid", metavar="FILE", help="picture of some generated ones to write: .png")
-    parser.add_argument(
-        "--extractor", choices=("efficientnet-lite0",), default="efficientnet-lite0", help="network of the features"
-    )
-    _drawing(parser, seed=0)
+    add_drawing(parser, seed=None)
 
 
 @contextlib.contextmanager

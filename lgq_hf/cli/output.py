@@ -1,7 +1,13 @@
-"""Checks of an output path before the work, so that no work is lost at its end."""
+"""Checks of an output path before the work, so that no work is lost at its end, and what is written there."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lgq_hf.files import atomic_file
 
 
 def check_output_folder(path: Path) -> None:
@@ -22,4 +28,16 @@ def check_output_file(path: Path) -> None:
     check_output_folder(path.parent)
 
 
-__all__ = ["check_output_file", "check_output_folder"]
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file as a whole; `ValueError` for numbers that are not finite."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Writes a file as a whole."""
+    with atomic_file(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+__all__ = ["check_output_file", "check_output_folder", "write_json", "write_png"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgq_hf.generation.cost import Clock
+from lgq_hf.cost import Clock
 from lgq_hf.generation.pipeline_base import LGQPipeline
 from lgq_hf.tokens.sources import LABEL, FolderSource
 

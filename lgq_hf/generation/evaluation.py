@@ -8,7 +8,7 @@ Shapes: B pictures of a batch, H W pixels, N generated and M real pictures, D fe
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
 from lgq_hf.checkpoint import fingerprint
-from lgq_hf.generation.cost import Clock
+from lgq_hf.cost import Clock
 from lgq_hf.generation.draw import Draw, class_counts, draw_pictures, to_bytes
 from lgq_hf.generation.held_out import held_out_bits
 from lgq_hf.generation.pipeline_base import LGQPipeline
+from lgq_hf.metrics.extractors import Extractor
 from lgq_hf.metrics.frechet import FeatureStatistics, frechet_distance
 from lgq_hf.metrics.precision_recall import precision_recall
 from lgq_hf.provenance import provenance
@@ -31,21 +32,6 @@ from lgq_hf.tokens.sources import FolderSource
 NEIGHBOURS = 3  # k of precision and recall
 FEWEST = NEIGHBOURS + 1  # pictures on either side
 Watch = Callable[[str, int, Tensor], None]
-
-
-class Extractor(Protocol):
-    """What makes features of pictures, on the pipeline's device.
-
-    Attributes:
-        name: what a distance is called after.
-        weights_sha256: of its weights.
-    """
-
-    name: str
-    weights_sha256: str
-
-    def pooled(self, pictures: Tensor) -> Tensor:
-        """(B,D) of pictures (B,3,H,W) in [0, 1]."""
 
 
 def evaluate(
@@ -200,4 +186,4 @@ def _described(pipe: LGQPipeline) -> dict[str, Any]:
     }
 
 
-__all__ = ["FEWEST", "NEIGHBOURS", "Extractor", "evaluate"]
+__all__ = ["FEWEST", "NEIGHBOURS", "evaluate"]

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
 
+from lgq_hf.cli import evaluate_tokenizer
 from lgq_hf.cli.evaluate import _spread
 from lgq_hf.cli.main import main
 from tests.lgq_hf.generation.pipelines import small_pipeline
@@ -78,3 +80,112 @@ def test_refuses(
     assert main(["evaluate", *(word for option in options.items() for word in option)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five photographs of 40 x 60 pixels."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for number in range(5):
+        Image.fromarray(data.astronaut()[50 * number : 40 + 50 * number, 90:150]).save(folder / f"{number}.png")
+    return folder
+
+
+def test_a_tokenizer(
+    photographs: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, grid = tmp_path / "new" / "out.json", tmp_path / "grid.png"
+    words = ["evaluate", str(model_folder), str(photographs), "--size", "32", "--batch-size", "2", "--limit", "4"]
+    words += ["--seed", "3", "--device", "cpu", "--ema", "no", "--dtype", "bfloat16", "--crops", "5"]
+    assert main([*words, "--crop-scale", "1.25", "-o", str(output), "--grid", str(grid)]) == 0
+    out, err = capsys.readouterr()
+    assert "lgq:" not in err
+    result = json.loads(output.read_text())
+    protocol, metrics = result["protocol"], result["metrics"]
+    asked = {"seed": 3, "batch_size": 2, "ema": "no", "dtype": "bfloat16", "crop_scale": 1.25, "views": 20}
+    assert asked.items() <= protocol.items() and protocol["chosen"] == "4 of 5, drawn by the seed"
+    assert (protocol["extractor"], protocol["classifier"]["network"]) == ("efficientnet-lite0",) * 2
+    assert result["model"]["name"] == str(model_folder) and sum(result["codebook_counts"]) == 20 * 16
+    lines = [line.strip() for line in out.splitlines()]
+    assert lines[0] == f"{output}:" and lines[1].endswith("bfloat16: 4 pictures, 20 crops of 32 x 32 pixels")
+    assert f"PSNR {metrics['psnr']:.2f} (deviation {metrics['psnr_std']:.2f}) dB, SSIM {metrics['ssim']:.4f}" in out
+    frechet = f"{metrics['frechet_distance']:.4g}"
+    assert f"Fréchet distance of efficientnet-lite0 features (4 pictures; not rFID): {frechet}" in lines
+    assert f"same first class as the original (efficientnet-lite0): {100 * metrics['top1_agreement']:.1f} %" in lines
+    assert f"{metrics['codes_used']} of 64 codes used by N = 320 tokens" in out
+    assert f"0.0938 bits a pixel, {metrics['bits_per_pixel_by_entropy']:.4f} by the entropy" in lines
+    assert "pictures a second encoded and decoded, in batches of 2, " in lines[-1]
+    assert np.asarray(Image.open(grid)).shape[2] == 3 and len(result["extremes"]["best"]) == 8
+
+
+def test_the_built_in_tokenizer_and_broken_pictures(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes((photographs / f"{number}.png").read_bytes())
+    (tmp_path / "bad.png").write_text("no picture")
+    words = ["evaluate", "lgq-default", str(tmp_path), "--device", "cpu", "-o", str(tmp_path / "out.json")]
+    assert main(words) == 2
+    assert "bad.png in" in capsys.readouterr().err and not (tmp_path / "out.json").exists()
+    assert main([*words, "--on-error", "skip"]) == 1
+    out, err = capsys.readouterr()
+    assert "1 of 3 pictures were passed over:\n  bad.png: not an image" in err and "2 pictures of 40 x 60" in out
+    assert json.loads((tmp_path / "out.json").read_text())["protocol"]["failed"][0]["id"] == "bad.png"
+
+
+def test_of_several_processes_the_first_one_writes(
+    photographs: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(evaluate_tokenizer, "evaluate_tokenizer", lambda *_: {})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    words = ["evaluate", str(model_folder), str(photographs), "--device", "cpu", "-o", str(tmp_path / "out.json")]
+    assert main([*words, "--grid", str(tmp_path / "grid.png")]) == 0
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+FORMS = "expected MODEL DATA (a tokenizer and pictures), or --pipeline, --pictures and --num (a generator)"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], FORMS),
+        (["m"], f"DATA not given: {FORMS}"),
+        (["m", "d", "--pipeline", "p"], f"m and --pipeline are two things to evaluate, one at a time: {FORMS}"),
+        (["m", "--pipeline", "p"], f"m and --pipeline are two things to evaluate, one at a time: {FORMS}"),
+        (["--pipeline", "p"], f"--pictures and --num not given: {FORMS}"),
+        (["--pipeline", "p", "--num", "4"], f"--pictures not given: {FORMS}"),
+        (
+            ["m", "d", "--num", "4", "--top-k", "3"],
+            "--num, --top-k: for generators only, and this is a tokenizer; leave out",
+        ),
+        (
+            ["--pipeline", "p", "--pictures", "d", "--num", "4", "--size", "32", "--on-error", "skip"],
+            "--size, --on-error: for tokenizers only, and this is a generator; leave out",
+        ),
+        (["m", "d", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
+        (["m", "d", "--crops", "5"], "crops and crop_scale need a size"),
+        (["m", "d", "--grid", "g.jpg"], "g.jpg: expected a name that ends in .png"),
+        (
+            ["m", "d", "--extractor", "inception-2015"],
+            "inception-2015 needs --inception-weights FILE, the Inc",
+        ),
+        (
+            ["m", "d", "--inception-weights", "w"],
+            "--inception-weights is for --extractor inception-2015",
+        ),
+        (["m", "d", "--lpips-vgg", "w"], "--lpips-vgg and --lpips-heads belong together: LPIPS needs both files"),
+        (["m", "./none"], "there is no ./none"),
+    ],
+)
+def test_refuses_before_the_work(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *words, "-o", str(tmp_path / "out.json")]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_there(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "./none", str(photographs), "-o", str(tmp_path / "out.json")]) == 2
+    assert "no model at './none'" in capsys.readouterr().err

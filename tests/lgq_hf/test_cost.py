@@ -3,8 +3,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lgq_hf.generation import cost
-from lgq_hf.generation.cost import Clock
+from lgq_hf import cost
+from lgq_hf.cost import Clock
 
 
 @pytest.fixture

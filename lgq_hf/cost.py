@@ -1,4 +1,4 @@
-"""What it costs to generate: time for a picture, and the peak of memory."""
+"""What work on pictures costs: time for a picture, and the peak of memory."""
 
 import sys
 import time

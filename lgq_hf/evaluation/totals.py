@@ -1,0 +1,158 @@
+"""What is kept of each batch, and how it adds up over batches and processes.
+
+Numbers of single views are kept and gathered in the order of the views; everything else is a sum in float64 or of
+integers. So a result depends on the number of processes by the rounding of float64 sums alone.
+
+Shapes: n views, N latent vectors, D features, C channels, K codes, G tokens for each position.
+"""
+
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lgq_hf.evaluation.processes import Processes
+from lgq_hf.evaluation.reconstruction import Reconstructed
+from lgq_hf.evaluation.settings import Networks
+from lgq_hf.metrics.agreement import top1_agreement
+from lgq_hf.metrics.code_distances import CodeDistances
+from lgq_hf.metrics.codebook import count_tokens
+from lgq_hf.metrics.frechet import FeatureStatistics
+from lgq_hf.metrics.reconstruction import psnr, ssim
+from lgq_hf.tokenizer.configuration_lgq import LGQConfig
+
+# distances are counted in bins that are 1/64 of a doubling wide, between 2^-64 and 2^64
+_PER_DOUBLING, _LOWEST, _HIGHEST = 64, -64, 64
+
+
+class Totals:
+    """Sums of an evaluation, on the device of the model.
+
+    Args:
+        networks: what measures.
+        config: of the tokenizer.
+        device: where it is.
+
+    Attributes:
+        rows: of each view, by name: its number as "view", "psnr", "ssim", and what the networks say.
+        counts_GK: (G,K) int64, how often each code occurred at each of the G tokens of a position.
+        originals, reconstructions: statistics of the features.
+        distances: of latents and codes, for each of the G parts of a latent vector.
+        lengths: (bins,) int64, how many whole latent vectors lie how far from their code, see `median_length`.
+        length_sum: () float64, the sum of those distances.
+        sizes: how many views there are of each height and width in pixels.
+        positions: of all token grids.
+        failures: pictures that were passed over: id and reason.
+    """
+
+    def __init__(self, networks: Networks, config: LGQConfig, device: torch.device) -> None:
+        self.networks = networks
+        self.rows: list[dict[str, float]] = []
+        groups, codes = config.tokens_per_position, config.codebook_size
+        self.counts_GK = torch.zeros(groups, codes, dtype=torch.int64, device=device)
+        features = networks.extractor.dimensions
+        self.originals, self.reconstructions = (FeatureStatistics(features, device=device) for _ in range(2))
+        channels = config.quantizer_dim // groups
+        self.distances = [CodeDistances(codes, channels, device=device) for _ in range(groups)]
+        self.lengths = torch.zeros((_HIGHEST - _LOWEST) * _PER_DOUBLING + 2, dtype=torch.int64, device=device)
+        self.length_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.sizes: Counter[tuple[int, int]] = Counter()
+        self.positions = 0
+        self.failures: list[dict[str, str]] = []
+
+    @torch.inference_mode()
+    def add(self, batch: Reconstructed) -> None:
+        """Measures a batch.
+
+        Raises:
+            ValueError: NaN or infinities from a network.
+        """
+        count = len(batch.numbers)
+        a, b = (pixels.float() / 255 for pixels in (batch.originals, batch.pictures))
+        columns: dict[str, Tensor] = {"psnr": psnr(a[:count], b[:count]), "ssim": ssim(a[:count], b[:count])}
+        for name, network in (("perceptual", self.networks.perceptual), ("lpips", self.networks.lpips)):
+            if network is not None:
+                columns[name] = network(a, b)[:count]
+        features = [self.networks.extractor.pooled(pictures)[:count] for pictures in (a, b)]
+        for statistics, some in zip((self.originals, self.reconstructions), features, strict=True):
+            statistics.update(some)
+        if self.networks.classifier is not None:
+            logits = [self.networks.classifier.logits(pictures)[:count] for pictures in (a, b)]
+            columns["top1_agreement"] = top1_agreement(logits[0], logits[1])
+        values = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
+        for number, row in zip(batch.numbers, values, strict=True):
+            self.rows.append({"view": number, **dict(zip(columns, row, strict=True))})
+        self.sizes[a.shape[2], a.shape[3]] += count
+        self._add_codes(batch)
+
+    def _add_codes(self, batch: Reconstructed) -> None:
+        groups, codes = self.counts_GK.shape
+        tokens_NG = batch.image_tokens.reshape(-1, groups)
+        latents_NC, codes_NC = batch.latents_NC, batch.codes_NC
+        lengths = (latents_NC.double() - codes_NC.double()).norm(dim=1)
+        if not bool(lengths.isfinite().all()):
+            raise ValueError("the encoder made NaN or infinities: use --dtype float32, or bfloat16 for its range")
+        self.positions += len(tokens_NG)
+        parts = zip(
+            self.distances,
+            tokens_NG.unbind(1),
+            latents_NC.chunk(groups, dim=1),
+            codes_NC.chunk(groups, dim=1),
+            strict=True,
+        )
+        for group, (distances, tokens_N, latents, vectors) in enumerate(parts):
+            self.counts_GK[group] += count_tokens(tokens_N, codes)
+            distances.update(latents, vectors, tokens_N)
+        self.length_sum += lengths.sum()
+        bins = ((lengths.log2() - _LOWEST) * _PER_DOUBLING).floor() + 1  # of 0: minus infinity, the lowest
+        self.lengths += count_tokens(bins.clamp(0, len(self.lengths) - 1).long(), len(self.lengths))
+
+    def reduce(self, processes: Processes) -> None:
+        """Becomes the totals of all processes, in each of them."""
+        for tensor in (self.counts_GK, self.lengths, self.length_sum):
+            processes.total(tensor)
+        self.originals, self.reconstructions = (
+            FeatureStatistics.from_state(processes.total(statistics.state))
+            for statistics in (self.originals, self.reconstructions)
+        )
+        self.distances = [
+            CodeDistances.from_state(processes.total(part.state), part.codebook_size, part.dim)
+            for part in self.distances
+        ]
+        parts = processes.gathered((self.rows, self.sizes, self.positions, self.failures))
+        self.rows = sorted((row for rows, *_ in parts for row in rows), key=lambda row: row["view"])
+        self.sizes = sum((sizes for _, sizes, *_ in parts), Counter())
+        self.positions = sum(positions for _, _, positions, _ in parts)
+        self.failures = sorted((one for *_, some in parts for one in some), key=lambda one: one["id"])
+
+
+def median_length(lengths: Tensor) -> float:
+    """The median of distances that were counted in bins: the middle of its bin, at most 0.6 % off; 0 for a 0.
+
+    Args:
+        lengths: (bins,) integers: zeros (below 2^-64), bins of a 64th of a doubling, and what is above 2^64; the sum
+            is not 0.
+    """
+    upto = lengths.cumsum(0)
+    bin_ = int((2 * upto < upto[-1] + (upto[-1] % 2)).sum())  # of an even number of distances the lower middle one
+    if bin_ == 0:
+        return 0.0
+    return math.inf if bin_ == len(lengths) - 1 else 2 ** (_LOWEST + (bin_ - 0.5) / _PER_DOUBLING)
+
+
+def column(rows: list[dict[str, float]], name: str) -> Tensor:
+    """(n,) float64: one number of each view."""
+    return torch.tensor([row[name] for row in rows], dtype=torch.float64)
+
+
+def described_sizes(sizes: Counter[tuple[int, int]]) -> Any:
+    """Height and width in pixels of all views, or how many different ones there are, and their range."""
+    if len(sizes) == 1:
+        return list(next(iter(sizes)))
+    smallest, largest = (extreme(sizes, key=lambda size: size[0] * size[1]) for extreme in (min, max))
+    return {"sizes": len(sizes), "smallest": list(smallest), "largest": list(largest)}
+
+
+__all__ = ["Totals", "column", "described_sizes", "median_length"]
