@@ -1,0 +1,1 @@
+"""Tokenizers that differ in nothing but the quantizer, trained with one budget and compared."""
