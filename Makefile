@@ -24,7 +24,7 @@ test: $(VENV)/.installed  ## the whole suite
 
 # On a GPU machine whose own environment has torch and triton: make test-gpu BIN=/usr/bin (or wherever python is).
 test-gpu:  ## the Triton kernels and generators on a CUDA device; skipped with the reason where there is none
-	$(BIN)/python3 -m pytest -rs tests/lgq_hf/kernels tests/lgq_hf/generation/test_on_gpu.py
+	$(BIN)/python3 -m pytest -rs tests/lgq_hf/kernels tests/lgq_hf/generation/test_on_gpu.py tests/lgq_hf/evaluation/test_on_gpu.py
 
 bench-gpu: test-gpu  ## the same, then the assignment op measured, and the tables of lgq_hf/kernels/README.md
 	$(BIN)/python3 -m benchmarks.run assignment --device cuda

@@ -111,7 +111,9 @@ def _corpus_summary(corpus: Path) -> dict[str, Any]:
         "manifest_sha256": hashlib.sha256(text).hexdigest(),
         "files": {split: len(rows) for split, rows in by_split.items()},
         "source_pictures": {split: len({row["source_sha256"] for row in rows}) for split, rows in by_split.items()},
-        "packages": {split: dict(sorted(Counter(r["package"] for r in rows).items())) for split, rows in by_split.items()},
+        "packages": {
+            split: dict(sorted(Counter(r["package"] for r in rows).items())) for split, rows in by_split.items()
+        },
     }
 
 

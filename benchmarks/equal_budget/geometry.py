@@ -3,7 +3,7 @@
     python -m benchmarks.equal_budget.geometry SCALE [--work FOLDER] [--limit N] [--results FOLDER] [--images FOLDER]
 
 Takes the first run of each method from the stage `compare`, and its test crops. Everything is taken in the space in
-which a quantizer compares latents with codes, see [`compared`], in float64.
+which a quantizer compares latents with codes, see `Quantizer.comparable`, in float64.
 
 Shapes: N latents, C channels, K codes; letters as in geometry_measures.py.
 """
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.equal_budget.carry_out import read_result
 from benchmarks.equal_budget.crops import read_manifest
@@ -29,8 +28,6 @@ from benchmarks.markdown import cell, digits
 from benchmarks.results_file import RESULTS, write_result
 from lgq_hf.checkpoint import Checkpoint, load_checkpoint
 from lgq_hf.tokenizer.quantizer_base import Quantizer
-from lgq_hf.tokenizer.quantizer_bsq import BSQQuantizer
-from lgq_hf.tokenizer.quantizer_fsq import FSQQuantizer
 from lgq_hf.tokens.encoding import Encoder, Encoding, Preprocessing, cut_views
 from lgq_hf.tokens.sources import TokenSource, open_source
 
@@ -84,33 +81,8 @@ DEFINITIONS = {
 }
 
 
-def _on_sphere(quantizer: Quantizer) -> bool:
-    """Whether directions alone decide which code is taken."""
-    return getattr(quantizer, "distance", None) == "cosine" or isinstance(quantizer, BSQQuantizer)
-
-
-def compared(quantizer: Quantizer, x_NC: Tensor) -> Tensor:
-    """Latents as the quantizer compares them with its codes.
-
-    Args:
-        quantizer: of any kind.
-        x_NC: latents (N,C) as it receives them, floating point.
-
-    Returns:
-        (N,C) in the dtype of the latents: at length 1 where directions are compared (cosine distance, "bsq"), squashed
-        and in the units of the codes where they are rounded ("fsq"), else as they are. Where scalar products decide,
-        distances in this space are not what the code was chosen by.
-    """
-    if isinstance(quantizer, FSQQuantizer):
-        steps_C = torch.tensor(
-            [level // 2 for level in quantizer.level_list], device=x_NC.device
-        )  # from a code's 0 to 1
-        return quantizer.bounded(x_NC) / steps_C
-    return F.normalize(x_NC, dim=1) if _on_sphere(quantizer) else x_NC
-
-
 def codes_of(quantizer: Quantizer) -> Tensor:
-    """All codes (K,C), float64, in the space of [`compared`].
+    """All codes (K,C), float64, in the space of `Quantizer.comparable`.
 
     Raises:
         ValueError: a position of this quantizer has several tokens, so that no token has a code of its own.
@@ -124,7 +96,7 @@ def codes_of(quantizer: Quantizer) -> Tensor:
     with torch.inference_mode():
         tokens = torch.arange(quantizer.codebook_size, device=device)
         codes_KC = quantizer.codes_from_tokens(tokens[None, None])[0, :, 0].T.double()
-    return F.normalize(codes_KC, dim=1) if _on_sphere(quantizer) else codes_KC
+    return quantizer.comparable_codes(codes_KC)
 
 
 def _batches(
@@ -170,7 +142,7 @@ def gather(
     for numbers, pixels in _batches(checkpoint, source, limit, preprocessing):
         with torch.inference_mode():
             encoded = checkpoint.model.encode(encoder.pixel_values(pixels))
-            latents.append(compared(quantizer, quantizer.to_rows(encoded.last_hidden_state).double()).cpu())
+            latents.append(quantizer.comparable(quantizer.to_rows(encoded.last_hidden_state).double()).cpu())
         tokens.append(encoded.image_tokens.flatten().cpu())
         per_picture = encoded.image_tokens[0].numel()
         second.append(torch.tensor([number % 2 == 1 for number in numbers]).repeat_interleave(per_picture))

@@ -53,8 +53,9 @@ def draw_extremes(
     pairs = _pairs(checkpoint, some, settings, views)
     half = len(extremes["best"])
     mean, count = result["metrics"]["psnr"], result["protocol"]["views"]
+    what = "pictures" if count == result["protocol"]["pictures"] else "crops"
     told = "all exact" if mean is None else f"mean PSNR {mean:.2f} dB"
-    title = f"{result['model']['name']}, {told} of {count:,} pictures: original left, reconstruction right"
+    title = f"{result['model']['name']}, {told} of {count:,} {what}: original left, reconstruction right"
     return draw_sections(title, {"Best": pairs[:half], "Worst": pairs[half:]})
 
 

@@ -5,18 +5,14 @@ latent vectors of C channels, G tokens for each position.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lgq_hf.checkpoint import Checkpoint
 from lgq_hf.cost import Clock
 from lgq_hf.evaluation.pictures import Batch
 from lgq_hf.evaluation.settings import Settings
-from lgq_hf.tokenizer.quantizer_base import Quantizer
-from lgq_hf.tokenizer.quantizer_fsq import FSQQuantizer
 from lgq_hf.tokens.encoding import Encoder, Encoding
 
 
@@ -29,7 +25,7 @@ class Reconstructed:
         originals: (B,3,a,b) uint8.
         pictures: (B,3,a,b) uint8, clamped to the range of a picture and rounded.
         image_tokens: (n,h,w) or (n,h,w,G) int64.
-        latents_NC: of all n h w positions (N,C) fp32, as the lookup compares them with codes, see `compared`.
+        latents_NC: of all n h w positions (N,C) fp32, as the lookup compares them with codes.
         codes_NC: (N,C) fp32.
     """
 
@@ -74,29 +70,9 @@ class Reconstructor:
             pixels[:, :, :height, :width],
             (torch.stack(pictures) * 255).round().to(torch.uint8),
             encoded.image_tokens[:count],
-            *compared(quantizer, quantizer.to_rows(latents), quantizer.to_rows(codes)),
+            quantizer.comparable(quantizer.to_rows(latents)),
+            quantizer.comparable_codes(quantizer.to_rows(codes)),
         )
 
 
-def compared(quantizer: Quantizer, latents_NC: Tensor, codes_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents and codes in the space where the lookup compares them.
-
-    Directions at length 1 where it compares those; of FSQ what is rounded, in the unit of its codes.
-
-    Args:
-        quantizer: of the model.
-        latents_NC: latents as the quantizer receives them (N,C).
-        codes_NC: the codes that it returned for them (N,C).
-    """
-    own: Any = quantizer
-    if hasattr(own, "comparable"):
-        return own.comparable(latents_NC), codes_NC
-    if isinstance(own, FSQQuantizer):
-        half_C = torch.tensor(own.level_list, device=latents_NC.device) // 2
-        return own.bounded(latents_NC) / half_C, codes_NC
-    if getattr(own, "distance", None) == "cosine":
-        return functional.normalize(latents_NC, dim=1), functional.normalize(codes_NC, dim=1)
-    return latents_NC, codes_NC
-
-
-__all__ = ["Reconstructed", "Reconstructor", "compared"]
+__all__ = ["Reconstructed", "Reconstructor"]

@@ -82,6 +82,14 @@ class Quantizer(nn.Module):
         """As `assign_rows` and `lookup_rows`, with loss, statistics and straight-through gradient."""
         raise NotImplementedError
 
+    def comparable(self, x_NC: Tensor) -> Tensor:
+        """(N, C) latents in the space where they are compared with codes; by default as they are."""
+        return x_NC
+
+    def comparable_codes(self, codes_NC: Tensor) -> Tensor:
+        """(N, C) codes, as `lookup_rows` gives them, in that space."""
+        return codes_NC
+
     def init_from(self, latents: Tensor, method: str = "random", generator: torch.Generator | None = None) -> None:
         """Places the codes according to latents (B, C, h, w); a quantizer with nothing to place does nothing."""
         raise NotImplementedError

@@ -45,6 +45,10 @@ class FSQQuantizer(Quantizer):
         offset_C = torch.where(levels_C % 2 == 0, 0.5, 0.0).to(x_NC)
         return torch.tanh(self.slope * x_NC + torch.atanh(offset_C / half_C)) * half_C - offset_C
 
+    def comparable(self, x_NC: Tensor) -> Tensor:
+        """Latents as they are rounded, in the units of the codes."""
+        return self.bounded(x_NC) / (self._levels(x_NC) // 2)
+
     def _levels(self, like: Tensor) -> Tensor:
         return torch.tensor(self.level_list, dtype=like.dtype, device=like.device)
 
@@ -66,12 +70,11 @@ class FSQQuantizer(Quantizer):
 
     def train_rows(self, x_NC: Tensor) -> RowsOutput:
         """(N, C) latents -> codes, tokens, a loss of 0 and statistics of a training step."""
-        bounded_NC = self.bounded(x_NC)
-        tokens_N = self._to_tokens(bounded_NC.detach().round())
+        carrier_NC = self.comparable(x_NC)
+        tokens_N = self.assign_rows(x_NC.detach())
         codes_NC = self.lookup_rows(tokens_N)
-        error = mean_or_zero((bounded_NC.detach() / (self._levels(x_NC) // 2) - codes_NC).square())
+        error = mean_or_zero((carrier_NC.detach() - codes_NC).square())
         statistics = {"quantization_loss": error, **token_statistics(tokens_N, self.codebook_size)}
-        carrier_NC = bounded_NC / (self._levels(x_NC) // 2)
         loss = mean_or_zero(carrier_NC) * 0  # zero with a graph, so that a step is the same for all quantizers
         return RowsOutput(straight_through(codes_NC, carrier_NC), tokens_N, loss, statistics)
 

@@ -40,10 +40,6 @@ class LFQQuantizer(Quantizer):
     def init_from(self, latents: Tensor, method: str = "random", generator: torch.Generator | None = None) -> None:
         """Nothing to place."""
 
-    def comparable(self, x_NC: Tensor) -> Tensor:
-        """Latents as they are compared with codes."""
-        return x_NC
-
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens (N,), or (N, G)."""
         bits_NGb = (x_NC > 0).long().unflatten(1, (self.tokens_per_position, self.bits))

@@ -169,6 +169,12 @@ class LGQVectorQuantizer(_LGQBase):
         if self.upkeep is not None:
             self.upkeep.end_step(self.centers, skip)
 
+    def comparable(self, x_NC: Tensor) -> Tensor:
+        """Latents, or codes, at length 1 where angles are compared."""
+        return F.normalize(x_NC, dim=1) if self.distance == "cosine" else x_NC
+
+    comparable_codes = comparable
+
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens: the code of the highest logit, at any temperature."""
         return nearest_code(x_NC, self.centers, widths=self.widths, distance=self.distance, backend=self.backend)

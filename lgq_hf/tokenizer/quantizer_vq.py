@@ -52,12 +52,13 @@ class VQQuantizer(Quantizer):
     @torch.no_grad()
     def init_from(self, latents: Tensor, method: str = "random", generator: torch.Generator | None = None) -> None:
         """Places the codes according to latents (B, C, h, w): see [`initial_centers`] for methods and errors."""
-        x_NC = self._comparable(self.to_rows(latents))
+        x_NC = self.comparable(self.to_rows(latents))
         self.codebook.copy_(initial_centers(x_NC, self.codebook_size, method, generator))
         if self.upkeep is not None:
             self.upkeep.restart(self.codebook)
 
-    def _comparable(self, x_NC: Tensor) -> Tensor:
+    def comparable(self, x_NC: Tensor) -> Tensor:
+        """Latents, or codes, at length 1 where angles are compared."""
         return F.normalize(x_NC, dim=1) if self.distance == "cosine" else x_NC
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
@@ -66,12 +67,12 @@ class VQQuantizer(Quantizer):
 
     def lookup_rows(self, tokens_N: Tensor) -> Tensor:
         """Tokens (N,) -> codes (N, C)."""
-        return F.embedding(tokens_N, self._comparable(self.codebook))
+        return F.embedding(tokens_N, self.comparable(self.codebook))
 
     def train_rows(self, x_NC: Tensor) -> RowsOutput:
         """(N, C) latents -> codes, tokens, loss and statistics of a training step."""
         tokens_N = self.assign_rows(x_NC)
-        codes_NC, x_NC = self.lookup_rows(tokens_N), self._comparable(x_NC)
+        codes_NC, x_NC = self.lookup_rows(tokens_N), self.comparable(x_NC)
         commitment = mean_or_zero((x_NC - codes_NC.detach()).square())
         codebook = mean_or_zero((x_NC.detach() - codes_NC).square())
         loss = self.commitment_weight * commitment + (0 if self.averaged else codebook)
@@ -82,7 +83,7 @@ class VQQuantizer(Quantizer):
     def observe(self, latents: Tensor, image_tokens: Tensor) -> None:
         """Counts and sums latents, where the table follows them or dead codes are to be moved."""
         if self.upkeep is not None:
-            self.upkeep.observe(self._comparable(self.to_rows(latents)), image_tokens.flatten())
+            self.upkeep.observe(self.comparable(self.to_rows(latents)), image_tokens.flatten())
 
     def end_step(self, skip: Tensor) -> None:
         """Moves codes, see [`CodebookUpkeep`]."""

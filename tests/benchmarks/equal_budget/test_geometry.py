@@ -16,7 +16,6 @@ from benchmarks.equal_budget.geometry import (
     DEFINITIONS,
     PICTURE,
     codes_of,
-    compared,
     gather,
     main,
     measure,
@@ -102,7 +101,7 @@ def test_tokens_name_the_nearest_code_in_the_space_where_they_are_compared(name:
     dim = model.config.quantizer_dim
     x_NC = torch.randn(400, dim, generator=torch.Generator().manual_seed(1)) * 1.5
     tokens_N = quantizer(x_NC.T.reshape(1, dim, 20, 20)).image_tokens.flatten()
-    space_NC, codes_KC = compared(quantizer, x_NC.double()), codes_of(quantizer)
+    space_NC, codes_KC = quantizer.comparable(x_NC.double()), codes_of(quantizer)
     assert space_NC.dtype == codes_KC.dtype == torch.float64
     assert codes_KC.shape == (model.config.codebook_size, dim)
     if model.config.distance == "dot":
@@ -116,12 +115,12 @@ def test_spaces() -> None:
     on_sphere = torch.tensor([[0.6, 0, 0.8, 0], [0, 1, 0, 0]], dtype=torch.float64)
     for name in ("lgq_cosine", "vq_cosine", "bsq"):
         quantizer = made(name).quantizer
-        torch.testing.assert_close(compared(quantizer, x_NC), on_sphere)
+        torch.testing.assert_close(quantizer.comparable(x_NC), on_sphere)
         torch.testing.assert_close(codes_of(quantizer).norm(dim=1), torch.ones(16, dtype=torch.float64))
     for name in ("lgq", "lfq", "ibq", "simvq", "lgq_dot"):
-        assert torch.equal(compared(made(name).quantizer, x_NC), x_NC)
+        assert torch.equal(made(name).quantizer.comparable(x_NC), x_NC)
     fsq = made("fsq").quantizer
-    bounded = compared(fsq, torch.tensor([[0.0, 0, 0], [99, 99, 99], [-99, -99, -99]], dtype=torch.float64))
+    bounded = fsq.comparable(torch.tensor([[0.0, 0, 0], [99, 99, 99], [-99, -99, -99]], dtype=torch.float64))
     # levels 5, 4 and 3: codes in steps of 1/2, 1/2 and 1, of which 0 is one; the bounds are half a step further out
     expected = [[0, 0, 0], [1.001, 0.50075, 1.001], [-1.001, -1.00075, -1.001]]
     torch.testing.assert_close(bounded, torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
