@@ -12,6 +12,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from lgq_hf import LGQConfig
+from training.presets import with_preset
 from training.recipe_file import check_known, fill, read_values
 from training.run_recipe import Number, Optimizer, Report, RunEngine, RunRecipe, check_betas, check_counts
 from training.schedules import TemperatureSchedule
@@ -254,7 +255,9 @@ def recipe_from(values: dict[str, Any], where: str = "the recipe") -> Recipe:
 def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
     """A recipe from a YAML file and overrides, as `training.recipe_file.read_values` takes them.
 
+    What it leaves out of LGQ's settings is that of its `preset`, see `training.presets`.
+
     Raises:
-        ValueError: as `recipe_from`, or for an override without `=`.
+        ValueError: as `recipe_from`, for an override without `=`, or an unknown preset.
     """
-    return recipe_from(read_values(path, overrides), str(path))
+    return recipe_from(with_preset(read_values(path, overrides), str(path)), str(path))

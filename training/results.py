@@ -15,6 +15,7 @@ from torch import nn
 
 from lgq_hf import LGQImageProcessor, LGQModel
 from lgq_hf.files import atomic_folder
+from training.presets import NONE
 from training.published import portable, run_facts, sha256, write_records
 from training.recipe import Recipe
 
@@ -66,7 +67,9 @@ def write_final(
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
             save_file(tensors, temporary / "discriminator.safetensors", metadata={"format": "pt"})
         weights = sha256(temporary / "model.safetensors")
-        results = write_records(temporary, portable_recipe(recipe), {**results, "weights_sha256": weights}, logs)
+        results = write_records(
+            temporary, {"preset": NONE, **portable_recipe(recipe)}, {**results, "weights_sha256": weights}, logs
+        )
         text = card(results, recipe, has_discriminator=discriminator is not None, repo_id=repo_id)
         (temporary / "README.md").write_text(text)
 

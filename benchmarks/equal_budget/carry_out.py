@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 from benchmarks.equal_budget.crops import fingerprint, read_manifest
 from benchmarks.equal_budget.plan import setting_overrides
-from benchmarks.equal_budget.runs import TUNE, Run, identity, start_folder
+from benchmarks.equal_budget.runs import TUNE, Run, effect, identity, start_folder
 from benchmarks.equal_budget.scales import Scale
 from lgq_hf import LGQConfig, LGQModel
 from lgq_hf.files import atomic_file, atomic_folder
@@ -61,7 +62,10 @@ def is_finished(run: Run, place: Path) -> bool:
     if result is None:
         return False
     task = json.loads(json.dumps(task_of(run, place)))
-    differ = differences(result["recipe"], task["recipe"])
+    try:
+        differ = differences(effect(result["recipe"]), effect(task["recipe"]))
+    except (ValueError, StrictDataclassError) as error:
+        differ = [f"its recipe is of another version ({error})"]
     if result["crops"] != task["crops"]:
         differ.append("the crops are others")
     if differ:
