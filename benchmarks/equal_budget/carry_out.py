@@ -19,6 +19,7 @@ from benchmarks.equal_budget.runs import TUNE, Run, effect, identity, start_fold
 from benchmarks.equal_budget.scales import Scale
 from lgq_hf import LGQConfig, LGQModel
 from lgq_hf.files import atomic_file, atomic_folder
+from training.presets import NONE
 
 ROOT = Path(__file__).parents[2]
 RESULT, TASK, RECIPE, LOG = "result.json", "task.json", "recipe.yaml", "log.txt"
@@ -127,7 +128,7 @@ def prepare(run: Run, place: Path) -> None:
     folder = place / run.name
     for name, text in (
         (TASK, json.dumps(task_of(run, place), indent=1)),
-        (RECIPE, yaml.safe_dump(run.recipe(place), sort_keys=False)),
+        (RECIPE, yaml.safe_dump({"preset": NONE, **run.recipe(place)}, sort_keys=False)),
     ):
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text + "\n")
