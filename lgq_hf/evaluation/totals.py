@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lgq_hf.evaluation.processes import Processes
 from lgq_hf.evaluation.reconstruction import Reconstructed
-from lgq_hf.evaluation.settings import Networks
+from lgq_hf.evaluation.settings import Classifier, Networks
 from lgq_hf.metrics.agreement import top1_agreement
 from lgq_hf.metrics.code_distances import CodeDistances
 from lgq_hf.metrics.codebook import count_tokens
@@ -79,13 +79,22 @@ class Totals:
         for statistics, some in zip((self.originals, self.reconstructions), features, strict=True):
             statistics.update(some)
         if self.networks.classifier is not None:
-            logits = [self.networks.classifier.logits(pictures)[:count] for pictures in (a, b)]
+            logits = self._logits(self.networks.classifier, (a, b), features, count)
             columns["top1_agreement"] = top1_agreement(logits[0], logits[1])
         values = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
         for number, row in zip(batch.numbers, values, strict=True):
             self.rows.append({"view": number, **dict(zip(columns, row, strict=True))})
         self.sizes[a.shape[2], a.shape[3]] += count
         self._add_codes(batch)
+
+    def _logits(
+        self, classifier: Classifier, pictures: tuple[Tensor, Tensor], features: list[Tensor], count: int
+    ) -> list[Tensor]:
+        """Scores of originals and reconstructions; where one network extracts and classifies, it runs once."""
+        own: Any = classifier
+        if own is self.networks.extractor and hasattr(own, "logits_of"):
+            return [own.logits_of(some) for some in features]
+        return [own.logits(some)[:count] for some in pictures]
 
     def _add_codes(self, batch: Reconstructed) -> None:
         groups, codes = self.counts_GK.shape

@@ -16,6 +16,7 @@ from lgq_hf.metrics.frozen import FrozenNetwork, sha256_of
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _CLASSIFIER_SIZE = 224  # pixels, of the pictures it was trained on
 _SMALLEST = 32  # pixels: one position is left after five halvings
+_CHUNK = 8  # pictures that a CPU takes at once: what more of them need leaves its caches, at several times the time
 
 
 class EfficientNetLite0(FrozenNetwork):
@@ -102,6 +103,11 @@ class EfficientNetLite0(FrozenNetwork):
             ValueError: another shape, or integers.
         """
         x = self._prepare(pictures, 1)
+        if x.device.type != "cpu" or torch.is_grad_enabled() or len(x) <= _CHUNK:
+            return self._pooled(x)
+        return torch.cat([self._pooled(chunk) for chunk in x.split(_CHUNK)])
+
+    def _pooled(self, x: Tensor) -> Tensor:
         size = (_CLASSIFIER_SIZE, _CLASSIFIER_SIZE)
         x = functional.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
         return self.network.extract_features(self._normalise(x)).float().mean((2, 3))
@@ -112,7 +118,11 @@ class EfficientNetLite0(FrozenNetwork):
         Raises:
             ValueError: another shape, or integers.
         """
-        return self.network._fc(self.pooled(pictures)).float()
+        return self.logits_of(self.pooled(pictures))
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """As `logits`, from the features (B,1280) that `pooled` gave."""
+        return self.network._fc(features).float()
 
     @staticmethod
     def _normalise(pictures: Tensor) -> Tensor:

@@ -48,6 +48,30 @@ def colours(pictures: list[np.ndarray]) -> np.ndarray:
     return np.array([[*upper.mean((0, 1)), *lower.mean((0, 1))] for upper, lower in halves]) / 255
 
 
+class Once(MeanColours):
+    """An extractor that classifies by its features too."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def pooled(self, pictures: torch.Tensor) -> torch.Tensor:
+        self.seen += len(pictures)
+        return super().pooled(pictures)
+
+    def logits_of(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def test_a_network_that_extracts_and_classifies_runs_once(tiny: Checkpoint, source: TokenSource) -> None:
+    both, alone = Once(), Once()
+    results = [
+        evaluate_tokenizer(tiny, source, settings(), both, classifier=both),
+        evaluate_tokenizer(tiny, source, settings(), alone, classifier=MeanColours()),
+    ]
+    assert both.seen == alone.seen == 2 * 8  # originals and reconstructions of two batches
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+
 def test_pictures_are_compared_as_they_would_be_saved(tiny: Checkpoint, source: TokenSource) -> None:
     result = evaluated(tiny, source, settings(), lpips=MeanColours())
     metrics, pairs = result["metrics"], Seen(tiny, source, 32, 4).pairs

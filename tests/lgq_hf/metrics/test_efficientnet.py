@@ -41,7 +41,10 @@ def test_pooled_features(network: EfficientNetLite0) -> None:
     assert (network.dimensions, network.preparation) == (1280, "224 x 224 pixels, bicubic, antialiased")
     assert float(features.min()) >= 0 and 0 < float(features.max()) <= 6
     torch.testing.assert_close(network.pooled(pictures[1:]), features[1:])
-    torch.testing.assert_close(network.network._fc(features), network.logits(pictures))
+    torch.testing.assert_close(network.logits_of(features), network.logits(pictures))
+    with torch.inference_mode():  # in parts that a CPU's caches hold, the last one not full
+        many = network.pooled(pictures.repeat(5, 1, 1, 1)[:9])
+    torch.testing.assert_close(many, features.detach().repeat(5, 1)[:9])
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 50), (64, 96), (61, 224)])
