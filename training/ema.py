@@ -10,8 +10,9 @@ from torch import Tensor, nn
 class ExponentialAverage:
     """A copy of a model whose parameters follow the model's at a distance (Polyak & Juditsky 1992).
 
-    Parameters of floating point are averaged, those that are shared once; buffers and all other parameters are copies
-    of the model's last ones.
+    Parameters of floating point that learn are averaged, those that are shared once; buffers and all other parameters
+    are copies of the model's last ones. So a codebook that is a moving average itself, and whose dead codes jump, is
+    not averaged a second time over where they were.
 
     Args:
         model: as it is trained, with float32 (or float64) parameters: what an average adds is lost in fewer digits.
@@ -38,6 +39,8 @@ class ExponentialAverage:
                 )
         self.decay = decay
         self.warmup = warmup
+        learning = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        self._learning = frozenset(learning)
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
 
     def decay_at(self, step: int) -> float:
@@ -87,11 +90,11 @@ class ExponentialAverage:
         """Takes a state that `state_dict` gave; `RuntimeError` that names what is missing or too much."""
         self.average.load_state_dict(state, strict=True)
 
-    @staticmethod
-    def _split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _split(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Tensors to average and tensors to copy, by name; shared ones once, under their first name."""
         averaged: dict[str, Tensor] = {}
         copied: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
-            (averaged if parameter.is_floating_point() else copied)[name] = parameter
+            follows = parameter.is_floating_point() and name in self._learning
+            (averaged if follows else copied)[name] = parameter
         return averaged, copied | dict(model.named_buffers())

@@ -161,6 +161,25 @@ def test_a_tokenizer() -> None:
     assert tokens.shape == (2, 8, 8)
 
 
+def test_what_does_not_learn_is_copied() -> None:
+    """Such as a codebook that is a moving average itself, whose dead codes jump."""
+    torch.manual_seed(0)
+    config = LGQConfig(
+        quantizer="vq", codebook_update="ema", codebook_size=8, latent_channels=8, base_channels=8,
+        channel_multiplier=[1], num_res_blocks=1,
+    )  # fmt: skip
+    model = LGQModel(config)
+    ema = ExponentialAverage(model, 0.9, warmup=False)
+    before = states(model)
+    move(model, 1)
+    ema.update(model, 0)
+    assert torch.equal(ema.average.quantizer.codebook, model.quantizer.codebook)
+    assert not torch.equal(model.quantizer.codebook, before["quantizer.codebook"])
+    weight = "encoder.stem.weight"
+    expected = 0.9 * before[weight] + 0.1 * states(model)[weight]
+    torch.testing.assert_close(ema.average.encoder.stem.weight, expected)
+
+
 def test_arguments_out_of_range() -> None:
     for decay in (0.0, 1.0, -0.5):
         with pytest.raises(ValueError, match=f"decay must lie between 0 and 1, got {decay}"):
