@@ -4,8 +4,9 @@
 
 results/assignment_*.json: between `<!-- assignment:cpu -->` and `<!-- /assignment:cpu -->`, likewise
 `assignment:cuda`. results/training_step_*.json: between `<!-- rendered: training_step -->` and `<!-- end -->`, and
-likewise tokenize_*.json and generate_*.json. Without FILE, those of lgq_hf/kernels/README.md, docs/training.md,
-docs/tokenizing.md and docs/generating.md.
+likewise tokenize_*.json and generate_*.json. results/equal_budget_*.json: see `benchmarks.equal_budget.page`. Without
+FILE, those of lgq_hf/kernels/README.md, docs/training.md, docs/tokenizing.md, docs/generating.md and
+docs/comparison.md.
 `--check` changes nothing and fails where a text differs from the numbers.
 """
 
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.assignment import TARGETS, Target
+from benchmarks.equal_budget.page import BEGIN as EQUAL_BUDGET_BEGIN
+from benchmarks.equal_budget.page import PAGE as COMPARISON
+from benchmarks.equal_budget.page import render_equal_budget
 from benchmarks.generate_table import BEGIN as GENERATE_BEGIN
 from benchmarks.generate_table import render_generate
 from benchmarks.markdown import cell, digits, provenance_line, reason_of
@@ -151,10 +155,11 @@ def render(text: str, results: Path = RESULTS) -> str:
     Raises:
         ValueError: where it has no markers, or a pair of them is not whole.
     """
-    others = (STEP_BEGIN, TOKENIZE_BEGIN, GENERATE_BEGIN)
+    others = (STEP_BEGIN, TOKENIZE_BEGIN, GENERATE_BEGIN, EQUAL_BUDGET_BEGIN)
     if not re.search(r"<!-- /?assignment:", text) and not any(begin in text for begin in others):
         raise ValueError("no markers: put '<!-- assignment:cpu -->' and '<!-- /assignment:cpu -->' around the table")
-    text = render_generate(render_tokenize(render_step(text, results), results), results)
+    for one in (render_step, render_tokenize, render_generate, render_equal_budget):
+        text = one(text, results)
     for device in ("cpu", "cuda"):
         begin, end = f"<!-- assignment:{device} -->", f"<!-- /assignment:{device} -->"
         counts = text.count(begin), text.count(end)
@@ -171,6 +176,7 @@ def render(text: str, results: Path = RESULTS) -> str:
 def rendered_files() -> list[Path]:
     """The texts of this repository that hold tables."""
     others = [(TRAINING, STEP_BEGIN), (TOKENIZING, TOKENIZE_BEGIN), (GENERATING, GENERATE_BEGIN)]
+    others.append((COMPARISON, EQUAL_BUDGET_BEGIN))
     return [README, *(file for file, begin in others if file.exists() and begin in file.read_text())]
 
 

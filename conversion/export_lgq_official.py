@@ -58,6 +58,7 @@ def _problems(config: LGQConfig) -> list[str]:
         ),
         "num_res_blocks": (config.num_res_blocks == NUM_RES_BLOCKS, f"it always has {NUM_RES_BLOCKS} per stage"),
         "bottleneck_attention": (config.bottleneck_attention, "the trainer's models always have it"),
+        "latent_group_norm": (config.latent_group_norm, "the trainer's models always have it"),
         "num_attention_heads": (
             config.num_attention_heads == NUM_ATTENTION_HEADS,
             f"it always has {NUM_ATTENTION_HEADS}",

@@ -42,6 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "per_channel": {"codebook_mode": "per_channel", "codebook_size": 6},
     "per_channel_widths": {"codebook_mode": "per_channel", "codebook_size": 6, "learn_widths": True, "code_dim": 3},
+    "no_latent_norm": {"latent_group_norm": False, "code_dim": 4},
     "one_channel": {"codebook_mode": "per_channel", "codebook_size": 6, "code_dim": 1},
     "product": {"codebook_mode": "product", "levels": [4, 4, 2], "code_dim": 3},
     "product_identity": {

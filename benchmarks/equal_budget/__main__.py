@@ -1,11 +1,13 @@
 """Trains every method with one budget, and compares them.
 
     python -m benchmarks.equal_budget SCALE STAGE [--jobs N] [--only NAME ...] [--work FOLDER] [--corpus FOLDER]
+                                                  [--results FOLDER] [--images FOLDER]
 
-SCALE is cpu, gpu or quick. STAGE: `crops` cuts the pictures; `tune` tries four settings of each method; `compare` runs
-each method at its best setting; `trend` does so for other codebook sizes; `tradeoff` and `ablate` vary LGQ; `all` does
-all of that, and then `collect` (one result file of all runs) and `page` (tables and plots of docs/comparison.md). A run
-that is finished is not done again, one that was stopped goes on. --only takes methods, arms, or names of runs.
+SCALE is cpu, gpu or quick. STAGE: `crops` cuts the pictures; `tune` tries four settings of each method; `compare`
+runs each method at its best setting; `trend` does so for other codebook sizes; `tradeoff` and `ablate` vary LGQ;
+`all` does all of that, and then `collect` (one result file of all runs) and `page` (tables and plots of
+docs/comparison.md). A run that is finished is not done again, one that was stopped goes on. --only takes methods,
+arms, or names of runs.
 """
 
 import argparse
@@ -14,10 +16,13 @@ from pathlib import Path
 
 from benchmarks.equal_budget import crops
 from benchmarks.equal_budget.carry_out import Interrupted, carry_out, read_result
+from benchmarks.equal_budget.collect import collect
 from benchmarks.equal_budget.methods import METHODS
+from benchmarks.equal_budget.page import IMAGES, make_page
 from benchmarks.equal_budget.plan import named, runs_of
 from benchmarks.equal_budget.runs import ABLATE, STAGES, TRADEOFF
 from benchmarks.equal_budget.scales import SCALES, Scale
+from benchmarks.results_file import RESULTS
 
 CROPS, ALL, COLLECT, PAGE = "crops", "all", "collect", "page"
 CROPS_SEED = 0
@@ -32,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods, arms or runs")
     parser.add_argument("--work", type=Path, default=Path("runs/equal_budget"), help="where crops and runs lie")
     parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="built by training.corpus")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where `collect` writes and `page` reads")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="where `page` puts its plots")
     chosen = parser.parse_args(arguments)
     if chosen.jobs < 1:
         parser.error(f"--jobs: expected at least 1, got {chosen.jobs}")
@@ -43,9 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
             if stage == CROPS:
                 cut(scale, chosen.corpus, place)
             elif stage == COLLECT:
-                pass
+                print(collect(scale, place, chosen.results))
             elif stage == PAGE:
-                pass
+                make_page(scale, chosen.results, chosen.images)
             else:
                 status |= run_stage(scale, stage, place, chosen.jobs, chosen.only)
     except (ValueError, FileNotFoundError, Interrupted) as error:

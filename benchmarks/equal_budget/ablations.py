@@ -92,7 +92,7 @@ ARMS: tuple[Arm, ...] = (
         for distance in ("sq_l2", "l2", "cosine", "dot")
     ),
     _arm("widths", "widths", "learned", model__learn_widths=True),
-    _arm("dead_codes", "dead codes", "moved onto latents below 0.1 a step", model__dead_code_threshold=0.1),
+    _arm("dead_codes", "dead codes", "moved onto latents below 0.1 of even use", model__dead_code_threshold=0.1),
     *(
         _arm(f"rate_{factor}", "learning rate of codes", f"times {factor}", quantizer__learning_rate_scale=factor)
         for factor in (1, 3, 10, 30)

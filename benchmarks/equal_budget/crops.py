@@ -61,25 +61,24 @@ def cut_split(pictures: Pictures, size: int, count: int, seed: int) -> Iterator[
     """`count` crops with their names, spread evenly over the pictures, in their order.
 
     What a picture cannot give, because it is flat where it was looked at, the following ones give, none of them more
-    than twice its share; those that are left at the end are taken from the beginning again.
+    than twice its share; those that are left at the end are taken from the beginning again, one of each picture.
 
     Raises:
         ValueError: a turn over all pictures gives nothing more.
     """
-    given, turn = 0, 0
+    given, turn, most = 0, 0, max(1, 2 * -(-count // len(pictures)))
     while given < count:
-        before, missing, owed = given, count - given, 0
+        before = given
         for index in range(len(pictures)):
-            share = (index + 1) * missing // len(pictures) - index * missing // len(pictures)
-            owed += share
-            want = min(owed, max(1, 2 * -(-missing // len(pictures))))
+            owed = (count if turn else (index + 1) * count // len(pictures)) - given
+            want = min(owed, 1 if turn else most)
             if not want:
                 continue
             name = pictures.name(index)
             tried = islice(crops_of(pictures.read(index), name, size, seed, turn), _TRIES * want)
             for number, crop in enumerate(islice((crop for crop in tried if crop is not None), want)):
                 yield f"{name}#{turn}.{number}", crop
-                owed, given = owed - 1, given + 1
+                given += 1
         if given == before:
             raise ValueError(f"{len(pictures)} pictures gave {given} of {count} crops that are not flat")
         turn += 1

@@ -18,13 +18,10 @@ from lgq_hf.tokens.encoding import Preprocessing
 from lgq_hf.tokens.sources import TokenSource, open_source
 
 BATCH = 64
-_CHUNK = (
-    8  # pictures of 224 px that the extractor takes at once on a CPU: more leave the cache, at four times the time
-)
 
 
-class SharedFeatures(EfficientNetLite0):
-    """The network as extractor and as classifier, through which each reconstruction goes once and no original.
+class KnownFeatures(EfficientNetLite0):
+    """The network, which no picture goes through whose features are known.
 
     Attributes:
         known: features (1280,) of pictures that are met again, by `key_of`.
@@ -34,21 +31,13 @@ class SharedFeatures(EfficientNetLite0):
         super().__init__()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.known: dict[bytes, Tensor] = {}
-        self._last: list[tuple[Tensor, Tensor]] = []  # two batches with their features: originals and reconstructions
 
     def pooled(self, pictures: Tensor) -> Tensor:
-        """As the network's own, which `logits` are made of."""
-        for batch, features in self._last:
-            if batch is pictures:
-                return features
-        known = [self.known.get(key_of(picture)) for picture in pictures] if self.known else [None]
-        if all(row is not None for row in known):
-            features = torch.stack([row for row in known if row is not None]).to(pictures.device)
-        else:
-            chunks = pictures.split(_CHUNK) if pictures.device.type == "cpu" else [pictures]
-            features = torch.cat([super(SharedFeatures, self).pooled(chunk) for chunk in chunks])
-        self._last = [*self._last[-1:], (pictures, features)]
-        return features
+        """As the network's own."""
+        known = [self.known[key] for picture in pictures if (key := key_of(picture)) in self.known]
+        if len(known) < len(pictures):
+            return super().pooled(pictures)
+        return torch.stack(known).to(pictures.device)
 
 
 def key_of(picture: Tensor) -> bytes:
@@ -57,7 +46,7 @@ def key_of(picture: Tensor) -> bytes:
 
 
 @torch.inference_mode()
-def features_of_originals(place: Path, source: TokenSource, network: SharedFeatures) -> dict[bytes, Tensor]:
+def features_of_originals(place: Path, source: TokenSource, network: KnownFeatures) -> dict[bytes, Tensor]:
     """Features of the test crops, computed once and kept beside them."""
     file = place / f"features-{fingerprint(read_manifest(place / 'crops'))[:12]}.safetensors"
     if not file.is_file():
@@ -92,11 +81,11 @@ def evaluate(model: Path, place: Path, device: str = "auto") -> dict[str, Any]:
     checkpoint = load_checkpoint(str(model), device)
     source = open_source(str(place / "crops"), kind="parquet", split="test", image_column="image", id_column="id")
     size = read_manifest(place / "crops")["settings"]["size"]
-    shared = SharedFeatures().to(checkpoint.device)
-    shared.known = features_of_originals(place, source, shared)
+    network = KnownFeatures().to(checkpoint.device)
+    network.known = features_of_originals(place, source, network)
     settings = Settings(preprocessing=Preprocessing(size=size), batch_size=BATCH)
     distance = EfficientNetDistance().to(checkpoint.device)
-    result = evaluate_tokenizer(checkpoint, source, settings, shared, perceptual=distance, classifier=shared)
+    result = evaluate_tokenizer(checkpoint, source, settings, network, perceptual=distance, classifier=network)
     protocol = {name: value for name, value in result["protocol"].items() if name not in ("source", "failed")}
     counts = sorted((count for count in result["codebook_counts"] if count), reverse=True)
     return {"metrics": result["metrics"], "protocol": protocol, "codebook_counts": counts}

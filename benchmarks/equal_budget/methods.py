@@ -83,12 +83,13 @@ _WIDTHS = _grid(_each("model.code_dim", 8, 32), _RATES)
 def _lgq(codes: int) -> Overrides:
     temperature = {"temperature_start": 1.0, "temperature_end": 0.1, "temperature_schedule": "linear"}
     schedule = {f"quantizer.{name}": value for name, value in temperature.items()}
-    return {**_fixed(quantizer="lgq", code_dim=8)(codes), **schedule, "quantizer.learning_rate_scale": 10}
+    fields = _fixed(quantizer="lgq", code_dim=8, distance="sq_l2", lambda_peak=0.005)(codes)
+    return {**fields, **schedule, "quantizer.learning_rate_scale": 10}
 
 
 def _lgq_paper(codes: int) -> Overrides:
     """As published: codes in the encoder's latent space, the soft estimator."""
-    return {**_lgq(codes), "model.code_dim": None, **_SOFT, "model.lambda_peak": 0.005}
+    return {**_lgq(codes), "model.code_dim": None, **_SOFT}
 
 
 def _vq_ema(*, rotation: bool) -> Callable[[int], Overrides]:

@@ -1,11 +1,13 @@
 """Which runs a stage has; and the setting that each method was given by its tuning."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.equal_budget.ablations import ARMS, TRADEOFF, Arm
 from benchmarks.equal_budget.methods import METHODS, SETTINGS
-from benchmarks.equal_budget.runs import ABLATE, COMPARE, TRADEOFF as TRADE, TREND, TUNE, Run, effect
+from benchmarks.equal_budget.runs import ABLATE, COMPARE, TUNE, Run, effect, identity
+from benchmarks.equal_budget.runs import TRADEOFF as TRADE
 from benchmarks.equal_budget.scales import TUNING_SEED, Scale
 
 Found = Callable[[Run], dict[str, Any] | None]  # the result of a run, if it has one
@@ -71,12 +73,12 @@ def arm_runs(scale: Scale, stage: str, setting: int) -> list[Run]:
 
 def arms_of(scale: Scale, stage: str, setting: int) -> list[tuple[Arm, Run]]:
     """All arms of a stage with their runs; an arm that changes nothing has the base arm's."""
-    base = base_run(scale, setting)
-    same = effect(base)
+    base, place = base_run(scale, setting), Path()
+    same = effect(identity(base.recipe(place)))
     pairs = []
     for arm in ARMS if stage == ABLATE else TRADEOFF:
         run = Run(scale, stage, BASE, setting, scale.codes, 0, arm)
-        pairs.append((arm, base if effect(run) == same else run))
+        pairs.append((arm, base if effect(identity(run.recipe(place))) == same else run))
     return pairs
 
 

@@ -92,8 +92,12 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def effect(run: Run) -> dict[str, Any]:
-    """As `identity`, with every field of the model, so that what is left out equals what is set to its default."""
-    values = run.recipe(Path())
+def effect(whole: dict[str, Any]) -> dict[str, Any]:
+    """What an `identity` says, with all fields: what it leaves out equals what is set to its default.
+
+    Raises:
+        ValueError, StrictDataclassError: it is of another version, with fields that there are no more.
+    """
+    values = {**whole, "output_dir": "-"}
     config = recipe_from(values).config().to_dict()
     return {**identity(values), "model": {name: value for name, value in sorted(config.items()) if value is not None}}

@@ -80,7 +80,7 @@ class LGQEncoder(nn.Module):
     """`pixel_values` (B, 3, H, W) -> latents (B, C, H/f, W/f).
 
     A stem convolution, then per stage residual blocks and a strided 4x4 convolution (none after the last), a 1x1
-    convolution to C channels and `emb_norm`, a GroupNorm with gcd(8, C) groups.
+    convolution to C channels and (with `latent_group_norm`) `emb_norm`, a GroupNorm with gcd(8, C) groups.
     """
 
     def __init__(self, config: LGQConfig) -> None:
@@ -93,7 +93,8 @@ class LGQEncoder(nn.Module):
             nn.Conv2d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in itertools.pairwise(widths)
         )
         self.to_emb = nn.Conv2d(widths[-1], config.latent_channels, 1)
-        self.emb_norm = LGQGroupNorm(math.gcd(8, config.latent_channels), config.latent_channels)
+        channels = config.latent_channels
+        self.emb_norm = LGQGroupNorm(math.gcd(8, channels), channels) if config.latent_group_norm else None
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """See the class."""
@@ -102,7 +103,8 @@ class LGQEncoder(nn.Module):
             if i > 0:
                 hidden_states = self.downsamplers[i - 1](hidden_states)
             hidden_states = stage(hidden_states)
-        return self.emb_norm(self.to_emb(hidden_states))
+        hidden_states = self.to_emb(hidden_states)
+        return hidden_states if self.emb_norm is None else self.emb_norm(hidden_states)
 
 
 class LGQDecoder(nn.Module):
