@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.equal_budget import crops
-from benchmarks.equal_budget.carry_out import Interrupted, carry_out, read_result
+from benchmarks.equal_budget.carry_out import Interrupted, carry_out, finished_result
 from benchmarks.equal_budget.collect import collect
 from benchmarks.equal_budget.methods import METHODS
 from benchmarks.equal_budget.page import IMAGES, make_page
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--jobs: expected at least 1, got {chosen.jobs}")
     scale, place = SCALES[chosen.scale], chosen.work.resolve() / chosen.scale
     stages = [CROPS, *STAGES, COLLECT, PAGE] if chosen.stage == ALL else [chosen.stage]
+    if not scale.measured:
+        print(f"scale {scale.name}: its values are a proposal, nothing was run with them yet")
     status = 0
     try:
         for stage in stages:
@@ -71,7 +73,7 @@ def run_stage(scale: Scale, stage: str, place: Path, jobs: int, only: list[str])
     """Carries out the runs of a stage that have no result; 1 where some failed."""
     of_lgq = stage in (ABLATE, TRADEOFF)
     methods = [name for name in METHODS if of_lgq or not only or any(_means(name, one) for one in only)]
-    runs = named(only, runs_of(scale, stage, methods, lambda run: read_result(run, place)))
+    runs = named(only, runs_of(scale, stage, methods, lambda run: finished_result(run, place)))
     failed = carry_out(runs, place, jobs)
     print(f"{stage}: {len(runs)} runs" + (f", failed: {', '.join(failed)}" if failed else ""))
     return int(bool(failed))

@@ -48,20 +48,20 @@ def task_of(run: Run, place: Path) -> dict[str, Any]:
 
 
 def read_result(run: Run, place: Path) -> dict[str, Any] | None:
-    """The result of a run; `None` where it has none yet."""
+    """What lies in a run's folder as its result, of whatever recipe; `None` where nothing does."""
     path = place / run.name / RESULT
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def is_finished(run: Run, place: Path) -> bool:
-    """Whether a run has its result.
+def finished_result(run: Run, place: Path) -> dict[str, Any] | None:
+    """The result of a run; `None` where it has none yet.
 
     Raises:
         ValueError: it has one, of another recipe or of other crops.
     """
     result = read_result(run, place)
     if result is None:
-        return False
+        return None
     task = json.loads(json.dumps(task_of(run, place)))
     try:
         differ = differences(effect(result["recipe"]), effect(task["recipe"]))
@@ -74,7 +74,7 @@ def is_finished(run: Run, place: Path) -> bool:
             f"{place / run.name} holds the result of another run than would be made now: {'; '.join(differ)}. Remove "
             "that folder, or give another by --work"
         )
-    return True
+    return result
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -90,15 +90,26 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def make_start(scale: Scale, place: Path, seed: int) -> None:
-    """Writes the encoder and decoder of a seed, once; its codebook has a shape that no run's has."""
-    folder = start_folder(place, seed)
+    """Writes the encoder and decoder of a seed, once; its codebook has a shape that no run's has.
+
+    Raises:
+        ValueError: there is one of another architecture.
+    """
+    folder, fields = start_folder(place, seed), {**scale.recipe["model"], "codebook_size": 2}
     if folder.is_dir():
+        there = LGQConfig.from_pretrained(folder)
+        if differ := [name for name, value in fields.items() if _plain(getattr(there, name)) != value]:
+            raise ValueError(f"{folder} is of another architecture, it differs in {', '.join(differ)}: remove it")
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LGQModel(LGQConfig(**{**scale.recipe["model"], "codebook_size": 2}))
+        model = LGQModel(LGQConfig(**fields))
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def carry_out(runs: Sequence[Run], place: Path, jobs: int) -> list[str]:
@@ -111,7 +122,7 @@ def carry_out(runs: Sequence[Run], place: Path, jobs: int) -> list[str]:
         ValueError: results of other recipes are there.
         Interrupted: processes that ended without a result; the other runs were carried out.
     """
-    waiting = [run for run in runs if not is_finished(run, place)]
+    waiting = [run for run in runs if finished_result(run, place) is None]
     for run in waiting:
         make_start(run.scale, place, run.seed)
         prepare(run, place)

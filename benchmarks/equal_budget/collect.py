@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.equal_budget.carry_out import is_finished, read_result
+from benchmarks.equal_budget.carry_out import finished_result
 from benchmarks.equal_budget.crops import fingerprint, read_manifest
 from benchmarks.equal_budget.methods import METHODS, describe
-from benchmarks.equal_budget.plan import BASE, arms_of, chosen_setting, runs_of, tuning_runs
+from benchmarks.equal_budget.plan import BASE, NotTuned, arms_of, chosen_setting, runs_of, tuning_runs
 from benchmarks.equal_budget.runs import ABLATE, STAGES, TRADEOFF, Run, identity
 from benchmarks.equal_budget.scales import Scale
 from benchmarks.results_file import write_result
 
 _KEPT = (
     *("name", "stage", "method", "setting", "codes", "seed", "arm", "overrides", "metrics", "seconds"),
-    *("pictures_per_second", "peak_mib", "parameters", "commit", "failed"),
+    *("pictures_per_second", "peak_mib", "peak_of", "parameters", "commit", "failed"),
 )
 
 
@@ -26,7 +26,7 @@ def collect(scale: Scale, place: Path, results: Path | None = None) -> Path:
     runs = finished_runs(scale, place)
     if not runs:
         raise ValueError(f"no run in {place} has a result: run the stage 'tune' first")
-    full = {run.name: read_result(run, place) or {} for run in runs}
+    full = {run.name: finished_result(run, place) or {} for run in runs}
     manifest = read_manifest(place / "crops")
     evaluated = [result for result in full.values() if "protocol" in result]
     content = {
@@ -51,10 +51,10 @@ def finished_runs(scale: Scale, place: Path) -> list[Run]:
             if stage in (ABLATE, TRADEOFF) and method != BASE:
                 continue
             try:
-                runs = runs_of(scale, stage, [method], lambda run: read_result(run, place))
-            except ValueError:  # not tuned yet
+                runs = runs_of(scale, stage, [method], lambda run: finished_result(run, place))
+            except NotTuned:
                 continue
-            found += [run for run in runs if is_finished(run, place)]
+            found += [run for run in runs if finished_result(run, place) is not None]
     return found
 
 
@@ -87,8 +87,8 @@ def _shared(scale: Scale, place: Path, run: Run) -> dict[str, Any]:
 def _method(scale: Scale, name: str, place: Path) -> dict[str, Any]:
     method = METHODS[name]
     try:
-        chosen = chosen_setting(scale, name, lambda run: read_result(run, place))
-    except ValueError:  # not tuned yet
+        chosen = chosen_setting(scale, name, lambda run: finished_result(run, place))
+    except NotTuned:
         chosen = None
     return {
         "label": method.label,
@@ -103,8 +103,8 @@ def _method(scale: Scale, name: str, place: Path) -> dict[str, Any]:
 def _arms(scale: Scale, place: Path) -> list[dict[str, str]]:
     """Each arm with the name of its run, which for those that change nothing is the base arm's."""
     try:
-        setting = chosen_setting(scale, BASE, lambda run: read_result(run, place))
-    except ValueError:  # not tuned yet
+        setting = chosen_setting(scale, BASE, lambda run: finished_result(run, place))
+    except NotTuned:
         return []
     if setting is None:
         return []

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.equal_budget.comparison import Result
+from benchmarks.equal_budget.comparison import Result, compared_methods, runs_of
 from benchmarks.equal_budget.plots import PLOTS, draw, file_of
+from benchmarks.equal_budget.runs import COMPARE
 from benchmarks.equal_budget.scales import Scale
 from benchmarks.equal_budget.table import TABLES
 from benchmarks.markdown import replace_between
@@ -41,7 +42,7 @@ def protocol(result: Result) -> str:
         (
             "networks",
             f"base {model['base_channels']}, times {model['channel_multiplier']}, "
-            f"{model['latent_channels']} latent channels",
+            f"{model['latent_channels']} latent channels; {_parameters(result)} parameters",
         ),
         ("loss", f"{loss['pixel']}{perceptual}, and the quantizer's own"),
         ("steps", f"{scale['steps']:,} of {scale['batch_size']} crops; in tuning {scale['tuning_steps']:,}"),
@@ -53,6 +54,14 @@ def protocol(result: Result) -> str:
         *((f"measured ({split})", _measured(one)) for split, one in result["protocol"].items() if "extractor" in one),
     ]
     return "\n".join(["| | |", "|--|--|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _parameters(result: Result) -> str:
+    """Of the whole model, over the methods of the comparison."""
+    counts = {runs_of(result, COMPARE, name)[0]["parameters"]["all"] for name in compared_methods(result)}
+    if len(counts) < 2:
+        return "".join(f"{count:,}" for count in counts) or "not yet counted"
+    return f"{min(counts):,} to {max(counts):,}"
 
 
 def _measured(protocol: dict[str, Any]) -> str:
@@ -69,10 +78,12 @@ def provenance(result: Result) -> str:
     changed = any("+" in (run["commit"] or "") for run in result["runs"])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
     failed = sum("failed" in run for run in result["runs"])
+    memory = sorted({run["peak_of"] for run in result["runs"] if "peak_of" in run})
     return (
         f"{len(result['runs'])} runs ({failed} failed) on {hardware['gpu'] or hardware['cpu']}, at commits "
         f"{', '.join(f'`{commit}`' for commit in commits)}{' with changes' if changed else ''}; {versions}. Several "
-        "runs shared the machine: times and pictures a second are indicative. Peak memory is that of the process."
+        "runs shared the machine: times and pictures a second are indicative. Peak memory is that of the "
+        f"{' or the '.join(memory)}."
     )
 
 

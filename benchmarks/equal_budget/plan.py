@@ -14,6 +14,10 @@ Found = Callable[[Run], dict[str, Any] | None]  # the result of a run, if it has
 BASE = "lgq"  # what is varied
 
 
+class NotTuned(ValueError):
+    """A method has not all the results that its setting is chosen by."""
+
+
 def tuning_runs(scale: Scale, method: str) -> list[Run]:
     """One for each setting."""
     return [Run(scale, TUNE, method, setting, scale.codes, TUNING_SEED) for setting in range(SETTINGS)]
@@ -23,12 +27,12 @@ def chosen_setting(scale: Scale, method: str, found: Found) -> int | None:
     """The setting with the highest PSNR on the validation crops; `None` where all failed.
 
     Raises:
-        ValueError: not all settings of this method were tried.
+        NotTuned: not all settings of this method were tried.
     """
     runs = tuning_runs(scale, method)
     results = [found(run) for run in runs]
     if missing := [run.name for run, result in zip(runs, results, strict=True) if result is None]:
-        raise ValueError(f"{method} is not tuned yet, {', '.join(missing)} have no result: run the stage 'tune' first")
+        raise NotTuned(f"{method} is not tuned yet, {', '.join(missing)} have no result: run the stage 'tune' first")
     scores = {
         run.setting: result["metrics"]["psnr"]
         for run, result in zip(runs, results, strict=True)
@@ -48,7 +52,7 @@ def runs_of(scale: Scale, stage: str, methods: Sequence[str], found: Found) -> l
     A method all of whose settings failed has none beyond its tuning.
 
     Raises:
-        ValueError: a stage that needs a tuning that was not done.
+        NotTuned: a stage that needs a tuning that was not done.
     """
     if stage == TUNE:
         return [run for method in methods for run in tuning_runs(scale, method)]
@@ -103,6 +107,7 @@ def named(only: Sequence[str], runs: Sequence[Run]) -> list[Run]:
 
 __all__ = [
     "BASE",
+    "NotTuned",
     "arm_runs",
     "arms_of",
     "base_run",

@@ -5,12 +5,19 @@
 FOLDER holds the task and the recipe; the result is written into it at the end, whole.
 """
 
+import ctypes
+import fcntl
 import json
 import resource
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.equal_budget.carry_out import RECIPE, RESULT, TASK
 from benchmarks.equal_budget.evaluate import evaluate, validated
@@ -22,18 +29,41 @@ from training.log import read_csv
 from training.published import finite_json
 
 POINTS = 60  # of a curve
+_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 also for a run that diverged, as its result says so."""
     (place,) = sys.argv[1:] if arguments is None else arguments
     folder = Path(place)
-    result = carried_out(folder, json.loads((folder / TASK).read_text()))
-    with atomic_file(folder / RESULT) as temporary:
-        temporary.write_text(json.dumps(finite_json(result), indent=1) + "\n")
-    for leftover in [*folder.glob("checkpoint-*"), folder / "best", folder / "samples"]:
-        shutil.rmtree(leftover, ignore_errors=True)
+    with _alone(folder):
+        result = carried_out(folder, json.loads((folder / TASK).read_text()))
+        with atomic_file(folder / RESULT) as temporary:
+            temporary.write_text(json.dumps(finite_json(result), indent=1) + "\n")
+        for leftover in [*folder.glob("checkpoint-*"), folder / "best", folder / "samples"]:
+            shutil.rmtree(leftover, ignore_errors=True)
     return 0
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process is at this run.
+
+    Raises:
+        RuntimeError: one is.
+    """
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(f"another process is at the run in {folder}: let it end, or stop it") from error
+        yield
+
+
+def end_with_parent() -> None:
+    """Sends this process SIGTERM when its parent ends, at which training writes a checkpoint (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def carried_out(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +72,7 @@ def carried_out(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         train_tokenizer.main(["--config", str(folder / RECIPE)])
     except FloatingPointError as error:  # it diverged: a property of the method, not of this machine
         return {**task, **provenance(strict=False), "failed": str(error).partition(";")[0]}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    memory, memory_of = peak_memory()
     final = folder / "final"
     trained = json.loads((final / "results.json").read_text())
     last = trained["last_row"]
@@ -56,11 +86,19 @@ def carried_out(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         "seconds": last["seconds"],
         "pictures_per_second": trained["steps"] * trained["recipe"]["batch_size"] / last["seconds"],
         "peak_mib": memory,
+        "peak_of": memory_of,
         "parameters": {
             "all": sum(parameter.numel() for parameter in model.parameters()),
             "quantizer": sum(parameter.numel() for parameter in model.quantizer.parameters()),
         },
     }
+
+
+def peak_memory() -> tuple[float, str]:
+    """In MiB, of what training needed most of: tensors on a GPU, or else the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20, "tensors on the GPU"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "process"  # KiB on Linux
 
 
 def curve(folder: Path) -> dict[str, list[float]]:
@@ -72,4 +110,5 @@ def curve(folder: Path) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main())

@@ -83,9 +83,9 @@ class LGQConfig(PreTrainedConfig):
             (published) or not a multiple of them.
         legacy_decoder: decoder stages below full resolution have `max(32, latent_channels)` channels instead of the
             encoder's (checkpoints of early releases).
-        latent_group_norm: a group norm over the picture behind the encoder (published). It takes away mean and spread of
-            each group of latent channels, so that a picture's brightness has to be told by differences within groups:
-            without it nothing is lost, and the norm of each token's latent vector that follows stays.
+        latent_group_norm: a group norm over the picture behind the encoder (published). It takes away mean and spread
+            of each group of latent channels, so that a picture's brightness has to be told by differences within
+            groups: without it nothing is lost, and the norm of each token's latent vector that follows stays.
         stem_channels: channels of the `vqgan` encoder's first convolution; `None`: the first stage's width.
         decoder_extra_block: decoder stages have one residual block more than the encoder's.
         num_mid_blocks: residual blocks between the last stage and the latents, and again in front of the decoder.

@@ -43,6 +43,7 @@ def run(stage: str, method: str, psnr: float, frechet: float, used: int, **field
         "seconds": 100.0,
         "pictures_per_second": 320.0,
         "peak_mib": 700.0,
+        "peak_of": "process",
         "parameters": {"all": 400_000, "quantizer": 8192},
         "commit": "0123456789abcdef",
         **fields,

@@ -7,7 +7,14 @@ import torch
 
 from benchmarks.equal_budget import carry_out as module
 from benchmarks.equal_budget import worker
-from benchmarks.equal_budget.carry_out import Interrupted, carry_out, differences, is_finished, make_start, read_result
+from benchmarks.equal_budget.carry_out import (
+    Interrupted,
+    carry_out,
+    differences,
+    finished_result,
+    make_start,
+    read_result,
+)
 from benchmarks.equal_budget.runs import TUNE, Run, changed
 from benchmarks.equal_budget.scales import SCALES
 from lgq_hf import LGQModel
@@ -46,8 +53,8 @@ def test_a_finished_run_is_not_done_again(place: Path, monkeypatch: pytest.Monke
     processes = Processes()
     monkeypatch.setattr(module, "_process", processes)
     monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
-    assert not is_finished(_run(0), place)
-    assert carry_out([_run(0)], place, 1) == [] and is_finished(_run(0), place)
+    assert finished_result(_run(0), place) is None
+    assert carry_out([_run(0)], place, 1) == [] and finished_result(_run(0), place) is not None
     assert carry_out([_run(0), _run(1)], place, 2) == []
     assert processes.begun == [("tune-lgq-0", 8), ("tune-lgq-1", 4)]
     result = read_result(_run(1), place)
@@ -84,7 +91,7 @@ def test_a_field_that_a_recipe_did_not_have_yet_is_at_its_default(
     result = json.loads(path.read_text())
     del result["recipe"]["engine"]["compile"], result["recipe"]["model"]["distance"]
     path.write_text(json.dumps(result))
-    assert is_finished(_run(), place)
+    assert finished_result(_run(), place) == result
 
 
 def test_what_failed_is_told_and_what_ended_without_a_result_is_an_error(
@@ -110,7 +117,7 @@ def test_a_run_that_diverges_is_recorded_as_failed(place: Path, monkeypatch: pyt
     assert worker.main([str(place / "tune-lgq-0")]) == 0
     result = read_result(_run(), place)
     assert result is not None and result["failed"] == "loss is not finite at step 3, which was not taken"
-    assert result["commit"] and "metrics" not in result and is_finished(_run(), place)
+    assert result["commit"] and "metrics" not in result and finished_result(_run(), place) == result
 
 
 def test_another_error_of_a_run_is_no_result(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +140,29 @@ def test_the_start_of_a_seed_is_made_once_and_differs_between_seeds(place: Path)
     assert one.quantizer.centers.shape[0] == 2  # so that no run takes over a codebook
     weights = [model.encoder.stem.weight for model in (one, other)]
     assert weights[0].shape == weights[1].shape and not torch.equal(*weights)
+
+
+def test_a_start_of_another_architecture_is_refused(place: Path) -> None:
+    make_start(SCALE, place, 0)
+    config = json.loads((place / "start-seed0" / "config.json").read_text())
+    (place / "start-seed0" / "config.json").write_text(json.dumps({**config, "base_channels": 16}))
+    with pytest.raises(
+        ValueError, match="start-seed0 is of another architecture, it differs in base_channels: remove"
+    ):
+        make_start(SCALE, place, 0)
+
+
+def test_two_processes_are_not_at_one_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module.prepare(_run(), place)
+    folder = str(place / "tune-lgq-0")
+
+    def train(arguments: list[str]) -> None:
+        with pytest.raises(RuntimeError, match="another process is at the run in .*tune-lgq-0: let it end"):
+            worker.main([folder])
+        raise FloatingPointError("stop")
+
+    monkeypatch.setattr(worker.train_tokenizer, "main", train)
+    assert worker.main([folder]) == 0
 
 
 def test_differences_are_named() -> None:

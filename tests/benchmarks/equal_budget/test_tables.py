@@ -109,8 +109,11 @@ def test_parts_of_a_page_are_rendered(tmp_path: Path) -> None:
     rendered = tables.render(text, tmp_path)
     assert rendered.startswith("a\n<!--") and rendered.endswith("<!-- end -->\nb\n") and "old" not in rendered
     assert quality_table(result()) in rendered and tables.render(rendered, tmp_path) == rendered
-    for name in ("protocol", "provenance", "rate"):
-        assert page.part("cpu", name, tmp_path)
+    assert "32 latent channels; 400,000 parameters" in page.part("cpu", "protocol", tmp_path)
+    assert page.part("cpu", "provenance", tmp_path).startswith(
+        "19 runs (2 failed) on a CPU, at commits `0123456789ab`;"
+    )
+    assert page.part("cpu", "rate", tmp_path) == "![rate and distortion](images/comparison_rate.png)"
     assert "equal_budget.geometry cpu`" in page.part("cpu", "geometry", tmp_path)
     with pytest.raises(ValueError, match="no part 'colour' of equal_budget, there are ablation, codes, curves"):
         page.part("cpu", "colour", tmp_path)
