@@ -12,7 +12,8 @@ class ExponentialAverage:
 
     Parameters of floating point that learn are averaged, those that are shared once; buffers and all other parameters
     are copies of the model's last ones. So a codebook that is a moving average itself, and whose dead codes jump, is
-    not averaged a second time over where they were.
+    not averaged a second time over where they were. (Of one that learns by gradient, a code that was moved less than
+    about 1 / (1 - decay) steps ago lies between its places.)
 
     Args:
         model: as it is trained, with float32 (or float64) parameters: what an average adds is lost in fewer digits.

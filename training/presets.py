@@ -58,16 +58,21 @@ def with_preset(values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         return values  # refused later, by name
     values = copy.deepcopy(values)
+    explicit = "preset" in values
     name = values.pop("preset", DEFAULT)
     if name == NONE:
         return values
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset of {where} must be one of {sorted([*PRESETS, NONE])}, got {name!r}")
     given = values.get("model") or {}
-    if not isinstance(given, dict) or given.get("quantizer", "lgq") != "lgq":
+    if not isinstance(given, dict):
         return values
-    if given.get("codebook_mode", "vector") != "vector":
-        return values
+    for field, own in (("quantizer", "lgq"), ("codebook_mode", "vector")):
+        if given.get(field, own) != own:
+            if explicit:
+                got = f"{field}='{own}', got '{given[field]}'"
+                raise ValueError(f"preset '{name}' of {where} is of {got}: leave the preset out")
+            return values
     preset = copy.deepcopy(PRESETS[name])
     if given.get("straight_through") == "soft":
         preset["model"]["commitment_weight"] = 1.0

@@ -155,15 +155,13 @@ class TrainingStep(BaseStep):
         """Where a step has several passes, the usage over all of them, which no pass could know."""
         quantizer = self.model.quantizer
         quantizer.step_usage = None
-        if len(micro_batches) == 1:
+        if len(micro_batches) == 1 or not quantizer.needs_usage:
             return
         passes = []
         with torch.no_grad(), self.autocast():
             for pixels in micro_batches:
                 usages = quantizer.soft_usage(self.model.latents(pixels))
-                if usages is None:
-                    return
-                passes.append(usages)
+                passes.append(usages or [])
         quantizer.step_usage = [torch.stack(codebook).mean(0) for codebook in zip(*passes, strict=True)]
 
     def _model_pass(self, pixels: Tensor, count: int, heard: bool, measure: bool) -> Tensor:

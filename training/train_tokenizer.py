@@ -58,7 +58,10 @@ def check_sizes(recipe: Recipe) -> None:
         ValueError: pictures too small, or of a size that the model cannot take.
         ModuleNotFoundError: naming the extra that validation needs.
     """
-    factor = recipe.config().spatial_downsample_factor
+    config = recipe.config()
+    factor = config.spatial_downsample_factor
+    if config.quantizer == "simvq" and not config.learn_projection:
+        raise ValueError("model.quantizer=simvq trains with model.learn_projection=true alone")
     if recipe.image_size % factor:
         raise ValueError(f"image_size={recipe.image_size} is no multiple of {factor}, the model's downsampling")
     smallest = {"SSIM": 11}

@@ -22,11 +22,12 @@ class CodebookUpkeep(nn.Module):
         e_k = mean_k / share_k, share_k smoothed by 1e-5 of even use     (van den Oord et al. 2017, appendix A.1)
 
     A code with share_k < `dead_below` / K is moved onto one of the step's rows, with the share of even use
-    (Dhariwal et al. 2020, section 3.1; threshold in units of even use, so that it suits any K and batch).
-    Rows are taken at numbers that depend on the step and the code alone, evenly over the processes. So a step's
-    *averages* do not depend on how it is shared, the rows that dead codes move to do.
+    (Dhariwal et al. 2020, section 3.1; threshold in units of even use, so that it suits any K and batch). No two codes
+    move onto one row; with more dead codes than rows the last ones wait. Rows are taken at even distances, beginning
+    at one that depends on the step alone, and in turns from the processes: so a step's *averages* do not depend on how
+    many processes share it, the rows that dead codes move to do.
 
-    An optimizer's moments of a code that was moved stay as they are; where no row falls to a code they are small.
+    An optimizer's moments of a code that was moved stay as they are.
 
     Attributes:
         shares_K: moving share of the rows.
@@ -97,12 +98,13 @@ class CodebookUpkeep(nn.Module):
         shares_K = self.decay * self.shares_K + (1 - self.decay) * counts_K / total
         means_KC, moved_KC = None, codebook_KC
         if self.means_KC is not None:
+            # a table that was loaded, and not placed by `init_from`, is what the first step begins with
+            before_KC = torch.where(self.steps == 0, self.shares_K[:, None] * codebook_KC, self.means_KC)
             sums_KC = _sum_over_ranks(torch.stack([sums for _, sums, _ in seen if sums is not None]).sum(0))
-            means_KC = self.decay * self.means_KC + (1 - self.decay) * sums_KC / total
+            means_KC = self.decay * before_KC + (1 - self.decay) * sums_KC / total
             moved_KC = means_KC / ((shares_K + _SMOOTHING / codes) / (1 + _SMOOTHING))[:, None]
         if self.dead_below:
-            dead_K = shares_K < self.dead_below / codes
-            chosen_KC = self._some_rows(rows_NC, codes)
+            dead_K, chosen_KC = self._some_rows(shares_K < self.dead_below / codes, rows_NC)
             shares_K = torch.where(dead_K, 1 / codes, shares_K)
             moved_KC = torch.where(dead_K[:, None], chosen_KC, moved_KC)
             if means_KC is not None:
@@ -113,15 +115,20 @@ class CodebookUpkeep(nn.Module):
             self.means_KC.copy_(torch.where(skip, self.means_KC, means_KC))
         self.steps.add_(~skip)
 
-    def _some_rows(self, rows_NC: Tensor, codes: int) -> Tensor:
-        """(K, C), a row for each code, the same on all processes; the host does not wait, nothing random is kept."""
-        code_K = torch.arange(codes, device=rows_NC.device)
-        number_K = (code_K * 2654435761 + self.steps.long() * 40503 + 12345) % rows_NC.shape[0]
-        chosen_KC = rows_NC[number_K]
-        if not _several_ranks():
-            return chosen_KC
-        mine_K = code_K % dist.get_world_size() == dist.get_rank()
-        return _sum_over_ranks(torch.where(mine_K[:, None], chosen_KC, 0.0))
+    def _some_rows(self, dead_K: Tensor, rows_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the dead codes move (K,), and a row for each (K, C), of a code that does not move any.
+
+        The same on all processes. The host does not wait, and nothing random is kept.
+        """
+        count, rank = (dist.get_world_size(), dist.get_rank()) if _several_ranks() else (1, 0)
+        rows = rows_NC.shape[0]
+        turn_K = dead_K.long().cumsum(0) - 1  # number of a code among the dead
+        dead_K = dead_K & (turn_K < rows * count)
+        each = (dead_K.sum() + count - 1) // count  # of each process, at most
+        apart = (rows // each.clamp_min(1)).clamp_min(1)
+        number_K = (turn_K.clamp_min(0) // count * apart + self.steps.long() * 40503) % rows
+        mine_K = dead_K & (turn_K % count == rank)
+        return dead_K, _sum_over_ranks(torch.where(mine_K[:, None], rows_NC[number_K], 0.0))
 
 
 def _several_ranks() -> bool:

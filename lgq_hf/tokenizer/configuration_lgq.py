@@ -306,11 +306,12 @@ class LGQConfig(PreTrainedConfig):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         not_negative = ("commitment_weight", "lambda_peak", "lambda_usage", "lambda_floor", "min_perplexity")
-        for name in (*not_negative, "dead_code_threshold", "entropy_weight"):
+        for name in (*not_negative, "entropy_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
-        if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"codebook_decay must lie in [0, 1), got {self.codebook_decay}")
+        for name, unit in (("codebook_decay", ""), ("dead_code_threshold", ": a share of even use and no count")):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}{unit}")
         if self.quantizer == "lgq" and self.straight_through == "soft" and self.commitment_weight != 1:
             raise ValueError(
                 f"commitment_weight={self.commitment_weight} needs straight_through='identity': the soft estimator "
@@ -323,8 +324,24 @@ class LGQConfig(PreTrainedConfig):
             )
         if self.codebook_update == "ema" and self.distance != "sq_l2":
             raise ValueError(f"codebook_update='ema' averages latents and has distance='sq_l2', got '{self.distance}'")
-        if self.rotation_trick and self.distance != "sq_l2":
-            raise ValueError(f"rotation_trick has distance='sq_l2' only, got '{self.distance}'")
+        self._validate_pairs()
+
+    def _validate_pairs(self) -> None:
+        """Refuses fields that another one's value leaves without effect, and pairs that harm each other."""
+        if not self.dead_code_threshold and self.codebook_update != "ema":
+            self._refuse_without("codebook_decay", "dead_code_threshold or codebook_update='ema'")
+        if not self.entropy_weight:
+            for name in ("entropy_temperature", "entropy_bits"):
+                self._refuse_without(name, "entropy_weight")
+        if self.quantizer == "simvq" and not self.learn_projection:
+            self._refuse_without("commitment_weight", "learn_projection, as a product of table and map does not train")
+        if self.dead_code_threshold and self.learn_widths:
+            raise ValueError("dead_code_threshold moves codes and leaves their widths: set learn_widths=False")
+
+    def _refuse_without(self, name: str, needed: str) -> None:
+        default = next(field.default for field in dataclasses.fields(self) if field.name == name)
+        if getattr(self, name) != default:
+            raise ValueError(f"{name}={getattr(self, name)!r} does nothing without {needed}: leave it at {default!r}")
 
     def _validate_signs(self) -> None:
         name, bits = self.quantizer, self.codebook_size.bit_length() - 1
@@ -352,6 +369,8 @@ class LGQConfig(PreTrainedConfig):
         if not levels or min(levels) < 1 + (self.quantizer == "fsq"):
             least = "levels of at least 2" if self.quantizer == "fsq" else "positive levels"
             raise ValueError(f"{which} needs {least}, one per channel, got {levels}")
+        if self.quantizer == "fsq" and max(levels) > 1000:
+            raise ValueError(f"quantizer='fsq' has up to 1000 levels, by the published margin, got {levels}")
         if math.prod(levels) != self.codebook_size:
             raise ValueError(
                 f"codebook_size must be the product of levels: prod({list(levels)}) = {math.prod(levels)}, "

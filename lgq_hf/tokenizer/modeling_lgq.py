@@ -154,6 +154,9 @@ class LGQPreTrainedModel(PreTrainedModel):
                 f"Tensors {'; '.join(problems)}. Nothing was loaded: take config.json and weights from one "
                 "save_pretrained, and convert checkpoints of other programs first"
             )
+        for module in model.modules():  # transformers makes parameters anew, and all of them learn
+            if isinstance(module, Quantizer):
+                module.freeze()
         return (model, info) if output_loading_info else model
 
     @torch.no_grad()

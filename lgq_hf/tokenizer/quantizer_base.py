@@ -67,6 +67,14 @@ class Quantizer(nn.Module):
     tokens_per_position: int = 1
     step_usage: list[Tensor] | None = None  # see `soft_usage`; set by a trainer, not saved
 
+    def freeze(self) -> None:
+        """Takes the gradient from parameters that none is to move, again after loading; by default there are none."""
+
+    @property
+    def needs_usage(self) -> bool:
+        """Whether the loss has terms that are no means over rows, see `soft_usage`."""
+        return False
+
     def init_weights(self) -> None:
         """Initial values of parameters and buffers, by `transformers.initialization`; nothing where there are none."""
 
@@ -105,13 +113,14 @@ class Quantizer(nn.Module):
         the mean of their soft usages beforehand: each pass then has the loss of the whole step, and its share of the
         gradient. `None`: every term is a mean over rows, and nothing has to be known beforehand.
         """
+        if not self.needs_usage:
+            return None
         with torch.autocast(latents.device.type, enabled=False):
-            usages = self.usages(self.to_rows(latents))
-        return None if usages is None else self._over_ranks(usages)
+            return self._over_ranks(self.usages(self.comparable(self.to_rows(latents))))
 
-    def usages(self, x_NC: Tensor) -> list[Tensor] | None:
-        """What `soft_usage` averages over processes: mean probabilities over the rows of this one."""
-        return None
+    def usages(self, x_NC: Tensor) -> list[Tensor]:
+        """What `soft_usage` averages over processes: mean probabilities over comparable rows (N, C) of this one."""
+        raise NotImplementedError
 
     def over_step(self, usages: list[Tensor]) -> list[Tensor]:
         """Usage over all rows of the optimizer step, with the gradient of this pass's rows."""

@@ -10,9 +10,10 @@ from .quantizer_lfq import LFQQuantizer
 class BSQQuantizer(LFQQuantizer):
     """Signs of latents on the unit sphere: u = z / |z|, code sign(u) / sqrt(C), which has length 1 too.
 
-    As [`LFQQuantizer`], with u for z and these codes. Published: `commitment_weight` is 0, the entropy term is divided
-    by the inverse temperature (multiply `entropy_weight` by the temperature for the same number), its groups have 9
-    bits, and the decoder's gradient reaches u times 1 / sqrt(C).
+    As [`LFQQuantizer`], with u for z and these codes. Published: `commitment_weight` is 0 (its term is a sum over
+    channels there, here a mean), the entropy term is divided by the inverse temperature (multiply `entropy_weight` by
+    the temperature for the same number), its groups have 9 bits, and the decoder's gradient reaches u times
+    1 / sqrt(C).
     """
 
     name = "bsq"

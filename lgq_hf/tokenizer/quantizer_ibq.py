@@ -35,12 +35,15 @@ class IBQQuantizer(VQQuantizer):
         self.entropy_weight = config.entropy_weight
         self.entropy_temperature = config.entropy_temperature
 
-    def usages(self, x_NC: Tensor) -> list[Tensor] | None:
-        """Mean of p, where the entropy term has a weight."""
-        if not self.entropy_weight:
-            return None
-        blocks = x_NC.split(max(1, _BLOCK // self.codebook_size))
-        sums = [F.softmax(block @ self.codebook.T / self.entropy_temperature, dim=1).sum(0) for block in blocks]
+    @property
+    def needs_usage(self) -> bool:
+        """Where the entropy term has a weight."""
+        return bool(self.entropy_weight)
+
+    def usages(self, x_NC: Tensor) -> list[Tensor]:
+        """See [`Quantizer.usages`]: the mean of p."""
+        blocks, codebook_KC = x_NC.split(max(1, _BLOCK // self.codebook_size)), self.codebook.to(x_NC)
+        sums = [F.softmax(block @ codebook_KC.T / self.entropy_temperature, dim=1).sum(0) for block in blocks]
         return [torch.stack(sums).sum(0) / max(1, x_NC.shape[0])]
 
     def _block(self, x_NC: Tensor, tokens_N: Tensor, codebook_KC: Tensor) -> tuple[Tensor, Tensor, Tensor]:

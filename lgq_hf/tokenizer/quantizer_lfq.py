@@ -51,11 +51,13 @@ class LFQQuantizer(Quantizer):
         signs = _signs(tokens_N.reshape(-1, self.tokens_per_position), self.bits).flatten(1)
         return signs if self.scale == 1 else signs * self.scale
 
-    def usages(self, x_NC: Tensor) -> list[Tensor] | None:
-        """Mean of p for each group, where the entropy term has a weight."""
-        return self._usages(self.comparable(x_NC)) if self.entropy_weight else None
+    @property
+    def needs_usage(self) -> bool:
+        """Where the entropy term has a weight."""
+        return bool(self.entropy_weight)
 
-    def _usages(self, x_NC: Tensor) -> list[Tensor]:
+    def usages(self, x_NC: Tensor) -> list[Tensor]:
+        """See [`Quantizer.usages`]: the mean of p for each group."""
         numbers = torch.arange(2**self.entropy_bits, device=x_NC.device)
         codes = _signs(numbers, self.entropy_bits).to(x_NC) * self.scale
         groups = x_NC.split(self.entropy_bits, dim=1)
@@ -70,7 +72,7 @@ class LFQQuantizer(Quantizer):
         if self.entropy_weight:
             channel = _bit_entropy(4 * self.scale * x_NC / self.entropy_temperature)
             row_entropy = channel.sum() / max(1, x_NC.shape[0])
-            usage_entropy = torch.stack([entropy(usage) for usage in self.over_step(self._usages(x_NC))]).sum()
+            usage_entropy = torch.stack([entropy(usage) for usage in self.over_step(self.usages(x_NC))]).sum()
             loss = loss + self.entropy_weight * (row_entropy - usage_entropy)
             statistics |= {"row_entropy": row_entropy.detach(), "usage_entropy": usage_entropy.detach()}
         statistics |= token_statistics(tokens, self.codebook_size)

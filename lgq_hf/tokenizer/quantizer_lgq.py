@@ -87,13 +87,10 @@ class _LGQBase(Quantizer):
             backend=self.backend,
         )
 
-    def usages(self, x_NC: Tensor) -> list[Tensor] | None:
-        """See [`Quantizer.usages`]; `None` where neither the usage term nor the floor has a weight."""
-        return self._usages(x_NC) if self.lambda_usage or self.lambda_floor else None
-
-    def _usages(self, x_NC: Tensor) -> list[Tensor]:
-        """The mean probability of each code over the rows of this process, one tensor per codebook."""
-        raise NotImplementedError
+    @property
+    def needs_usage(self) -> bool:
+        """Where the usage term or the floor has a weight."""
+        return bool(self.lambda_usage or self.lambda_floor)
 
     def _straight_through(self, x: Tensor, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
         """Codes with their gradient, and the squared error per entry of the quantization term."""
@@ -158,6 +155,8 @@ class LGQVectorQuantizer(_LGQBase):
         """Places the centers according to latents (B, C, h, w): see [`initial_centers`] for methods and errors."""
         x_NC = self.to_rows(latents)
         self.centers.copy_(initial_centers(x_NC, self.codebook_size, method, generator))
+        if self.upkeep is not None:
+            self.upkeep.restart(self.centers)
 
     def observe(self, latents: Tensor, image_tokens: Tensor) -> None:
         """Counts codes, where dead ones are to be moved."""
@@ -173,7 +172,9 @@ class LGQVectorQuantizer(_LGQBase):
         """Latents, or codes, at length 1 where angles are compared."""
         return F.normalize(x_NC, dim=1) if self.distance == "cosine" else x_NC
 
-    comparable_codes = comparable
+    def comparable_codes(self, codes_NC: Tensor) -> Tensor:
+        """As `comparable`: centers have any length."""
+        return self.comparable(codes_NC)
 
     def assign_rows(self, x_NC: Tensor) -> Tensor:
         """(N, C) latents -> tokens: the code of the highest logit, at any temperature."""
@@ -183,7 +184,8 @@ class LGQVectorQuantizer(_LGQBase):
         """Tokens -> codes (N, C)."""
         return F.embedding(tokens_N, self.centers)
 
-    def _usages(self, x_NC: Tensor) -> list[Tensor]:
+    def usages(self, x_NC: Tensor) -> list[Tensor]:
+        """See [`Quantizer.usages`]: of the codebook."""
         return [self._soft_assign(x_NC, self.centers, self.widths).usage_K]
 
     def train_rows(self, x_NC: Tensor) -> RowsOutput:
@@ -260,7 +262,8 @@ class LGQScalarQuantizer(_LGQBase):
         """Tokens -> codes (N, C)."""
         return self.centers.gather(1, self._to_bins(tokens_N).T).T
 
-    def _usages(self, x_NC: Tensor) -> list[Tensor]:
+    def usages(self, x_NC: Tensor) -> list[Tensor]:
+        """See [`Quantizer.usages`]: of each channel's bins."""
         return [self._soft_assign(*channel).usage_K for channel in self._channels(x_NC)]
 
     def train_rows(self, x_NC: Tensor) -> RowsOutput:

@@ -28,11 +28,14 @@ class SimVQQuantizer(VQQuantizer):
 
     def __init__(self, config: LGQConfig) -> None:
         super().__init__(config)
-        self.codebook.requires_grad_(False)
         # of the quantizer itself and not of a layer in it, so that whatever moves its weights about moves these too
         learned, dim = config.learn_projection, self.code_dim
         self.projection = nn.Parameter(torch.empty(dim, dim)) if learned else None
         self.projection_bias = nn.Parameter(torch.empty(dim)) if learned else None
+
+    def freeze(self) -> None:
+        """Takes the gradient from the table, which stays."""
+        self.codebook.requires_grad_(False)
 
     def init_weights(self) -> None:
         """The table that stays, or a place for a product; the projection starts as a linear layer does."""

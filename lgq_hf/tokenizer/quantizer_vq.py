@@ -40,8 +40,13 @@ class VQQuantizer(Quantizer):
         self.commitment_weight = config.commitment_weight
         self.rotation_trick = config.rotation_trick
         self.averaged = config.codebook_update == "ema"
-        self.codebook = nn.Parameter(torch.empty(self.codebook_size, self.code_dim), requires_grad=not self.averaged)
+        self.codebook = nn.Parameter(torch.empty(self.codebook_size, self.code_dim))
         self.upkeep = CodebookUpkeep.of(config)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Takes the gradient from a table that follows the latents."""
+        self.codebook.requires_grad_(not self.averaged)
 
     def init_weights(self) -> None:
         """Small codes around 0, as the published tables start; training places them by `init_from`."""
@@ -100,7 +105,7 @@ def _rotated(x_NC: Tensor, codes_NC: Tensor) -> Tensor:
     with torch.no_grad():
         u, q = F.normalize(x_NC, dim=1), F.normalize(codes_NC, dim=1)
         w = F.normalize(u + q, dim=1)
-        stretch = codes_NC.norm(dim=1, keepdim=True) / x_NC.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        stretch = codes_NC.norm(dim=1, keepdim=True) / x_NC.norm(dim=1, keepdim=True).clamp_min(1e-6)
     turned = x_NC - 2 * (x_NC * w).sum(1, keepdim=True) * w + 2 * (x_NC * u).sum(1, keepdim=True) * q
     return stretch * turned
 

@@ -165,6 +165,7 @@ def test_what_only_our_training_has_stays_behind() -> None:
         ),
         ({"num_res_blocks": 1}, "num_res_blocks=1: it always has 2 per stage"),
         ({"bottleneck_attention": False}, "bottleneck_attention=False: the trainer's models always have it"),
+        ({"latent_group_norm": False}, "latent_group_norm=False: the trainer's models always have it"),
         ({"num_attention_heads": 8}, "num_attention_heads=8: it always has 4"),
         ({"distance": "l2"}, r"distance='l2': expected one of \['cosine', 'dot', 'sq_l2'\]"),
         (

@@ -86,8 +86,20 @@ def test_the_values_that_were_given_stay_as_they_are() -> None:
     assert values == {**LEAST, "preset": "paper", "model": {"code_dim": 4}}
 
 
-def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"preset of .*recipe.yaml must be one of \['best', 'none', 'paper'\], got 'worst'"
-    ):
-        read(tmp_path, {"preset": "worst"})
+@pytest.mark.parametrize("model", [{"quantizer": "vq"}, {"codebook_mode": "per_channel"}])
+def test_a_preset_that_is_asked_for_is_not_dropped(model: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"preset 'paper' of .* is of .*, got '.*': leave the preset out"):
+        read(tmp_path, {"preset": "paper", "model": model})
+
+
+def test_the_published_schedule() -> None:
+    assert PRESETS["paper"]["quantizer"] == {
+        "init_method": "random", "learning_rate_scale": 1.0, "temperature_start": 1.0, "temperature_end": 0.1,
+        "temperature_schedule": "linear",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["worst", ["best"], None])
+def test_an_unknown_preset_is_refused(preset: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"preset of .*recipe.yaml must be one of \['best', 'none', 'paper'\], got "):
+        read(tmp_path, {"preset": preset})

@@ -94,11 +94,31 @@ def test_dead_codes_move_onto_different_latents() -> None:
     rows = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
     upkeep.observe(rows, torch.zeros(400, dtype=torch.long))
     upkeep.end_step(codebook, TAKE)
-    assert len(codebook[1:].unique(dim=0)) > 80
+    assert len(codebook[1:].unique(dim=0)) == 99
     first = codebook.clone()
     upkeep.observe(rows, torch.zeros(400, dtype=torch.long))
     upkeep.end_step(codebook, TAKE)
     assert not torch.equal(codebook, first)
+
+
+def test_a_table_that_was_not_placed_here_is_kept() -> None:
+    upkeep, codebook = make(), torch.full((5, 3), 7.0)
+    upkeep.init_weights()
+    upkeep.observe(*passes()[0])
+    upkeep.end_step(codebook, TAKE)
+    torch.testing.assert_close(codebook[4], torch.full((3,), 7.0), rtol=1e-3, atol=0)
+
+
+def test_no_two_dead_codes_move_onto_one_row() -> None:
+    for rows in (3, 32, 99, 100, 400):
+        upkeep, codebook = CodebookUpkeep(100, 3, decay=0.0, dead_below=0.5, averages=False), torch.full((100, 3), 9.0)
+        seen = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+        for _ in range(3):
+            upkeep.observe(seen, torch.zeros(rows, dtype=torch.long))
+            upkeep.end_step(codebook, TAKE)
+        moved = codebook[(codebook != 9.0).any(1)]
+        assert len(moved) == min(99, rows) and len(moved.unique(dim=0)) == len(moved)
+        assert (moved[:, None] == seen).all(2).any(1).all()
 
 
 def test_an_empty_step_changes_nothing() -> None:
@@ -132,3 +152,58 @@ def test_the_average_stays_with_a_codebook_that_was_placed() -> None:
     quantizer.end_step(TAKE)
     assert 0 < (quantizer.codebook - before).norm() / before.norm() < 0.1
     assert not quantizer.codebook.requires_grad
+
+
+def test_a_code_of_no_share_is_finite() -> None:
+    upkeep, codebook = make(decay=0.0), torch.ones(5, 3)
+    upkeep.restart(codebook)
+    upkeep.observe(*passes()[0])
+    upkeep.end_step(codebook, TAKE)
+    assert upkeep.shares_K[4] == 0 and codebook.isfinite().all()
+
+
+def test_dead_codes_move_onto_rows_of_all_passes() -> None:
+    upkeep, codebook = CodebookUpkeep(100, 1, decay=0.0, dead_below=0.5, averages=False), torch.zeros(100, 1)
+    for value in (1.0, 2.0):
+        upkeep.observe(torch.full((20, 1), value), torch.zeros(20, dtype=torch.long))
+    upkeep.end_step(codebook, TAKE)
+    assert set(codebook[1:41].flatten().tolist()) == {1.0, 2.0}  # as many as there are rows
+
+
+def test_a_codebook_that_is_placed_anew_has_even_use() -> None:
+    upkeep = make()
+    upkeep.shares_K.zero_()
+    upkeep.restart(torch.ones(5, 3))
+    assert torch.equal(upkeep.shares_K, torch.full((5,), 0.2))
+    assert torch.equal(upkeep.means_KC, torch.full((5, 3), 0.2))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"quantizer": "vq"},
+        {"quantizer": "vq", "distance": "cosine"},
+        {"quantizer": "vq", "codebook_update": "ema"},
+    ],
+)
+def test_dead_codes_of_a_quantizer_move_where_latents_are_compared(fields: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    config = LGQConfig(
+        **fields, dead_code_threshold=0.5, codebook_decay=0.0, codebook_size=8, latent_channels=8, base_channels=8,
+        channel_multiplier=[1], num_res_blocks=1,
+    )  # fmt: skip
+    quantizer = LGQModel(config).quantizer
+    latents = 5 + torch.randn(2, 8, 4, 4)
+    quantizer.observe(latents, torch.zeros(2, 4, 4, dtype=torch.long))
+    quantizer.end_step(TAKE)
+    table = quantizer.codebook if fields else quantizer.centers
+    rows = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    if fields.get("distance") == "cosine":
+        rows = quantizer.comparable(rows)
+    assert (
+        torch.cdist(table[1:].detach().double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        .min(1)
+        .values
+        < 1e-5
+    ).all()

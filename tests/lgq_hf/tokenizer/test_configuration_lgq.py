@@ -133,7 +133,10 @@ CONTRADICTIONS = [
     ({**PRODUCT, "code_dim": None}, "3 levels need code_dim=3, got 64"),
     *(
         ({name: value, **fields}, rf"{name} must be positive and finite, got {value}$")
-        for name, fields in (("temperature", {}), ("entropy_temperature", {"quantizer": "lfq", "codebook_size": 2**8}))
+        for name, fields in (
+            ("temperature", {}),
+            ("entropy_temperature", {"quantizer": "lfq", "codebook_size": 2**8, "entropy_weight": 0.1}),
+        )
         for value in (0.0, -1.0, math.inf, math.nan)
     ),
     *(
@@ -148,7 +151,52 @@ CONTRADICTIONS = [
         )
         for value in (-0.5, math.inf, math.nan)
     ),
-    ({"dead_code_threshold": -1.0}, r"dead_code_threshold must be 0 or more and finite, got -1\.0"),
+    ({"dead_code_threshold": -1.0}, r"dead_code_threshold must lie in \[0, 1\), got -1\.0: a share of even use"),
+    ({"dead_code_threshold": 1.0}, r"dead_code_threshold must lie in \[0, 1\), got 1\.0: a share of even use"),
+    (
+        {"dead_code_threshold": 0.1, "learn_widths": True},
+        "leaves their widths: set learn_widths=False",
+    ),
+    ({"codebook_decay": 0.9}, "codebook_decay=0.9 does nothing without dead_code_threshold or codebook_update='ema'"),
+    (
+        {"quantizer": "lfq", "codebook_size": 2**8, "entropy_bits": 4},
+        "entropy_bits=4 does nothing without entropy_weight: leave it at None",
+    ),
+    (
+        {"quantizer": "lfq", "codebook_size": 2**8, "entropy_temperature": 1.0},
+        "entropy_temperature=1.0 does nothing without entropy_weight",
+    ),
+    (
+        {"quantizer": "simvq", "commitment_weight": 0.25},
+        "commitment_weight=0.25 does nothing without learn_projection",
+    ),
+    *(
+        ({**fields, name: value}, rf"{name}={value!r} has a meaning for")
+        for fields, name, value in (
+            ({"quantizer": "fsq", "levels": [4, 4], "code_dim": 2, "codebook_size": 16}, "commitment_weight", 0.5),
+            ({"quantizer": "ibq", "distance": "dot"}, "dead_code_threshold", 0.1),
+            ({"quantizer": "simvq"}, "codebook_decay", 0.9),
+            ({"quantizer": "vq"}, "entropy_temperature", 0.5),
+            ({"quantizer": "ibq", "distance": "dot"}, "entropy_bits", 2),
+            ({"quantizer": "vq"}, "lambda_usage", 0.1),
+            ({"quantizer": "vq"}, "straight_through", "identity"),
+            ({"quantizer": "vq"}, "learn_widths", True),
+            ({"quantizer": "vq"}, "codebook_mode", "per_channel"),
+        )
+    ),
+    ({"quantizer": "vq", "levels": [4, 4]}, "levels=.* has a meaning for quantizer='lgq' or 'fsq' only"),
+    (
+        {"quantizer": "lfq", "codebook_size": 2**8, "entropy_bits": 0, "entropy_weight": 0.1},
+        "entropy_bits must divide the 8 bits.*got 0",
+    ),
+    (
+        {"quantizer": "lfq", "codebook_size": 2**21, "latent_channels": 21, "entropy_weight": 0.1},
+        r"counts 2 \*\* 21",
+    ),
+    (
+        {"quantizer": "fsq", "levels": [1003], "code_dim": 1, "codebook_size": 1003},
+        r"quantizer='fsq' has up to 1000 levels, by the published margin, got \[1003\]",
+    ),
     ({"codebook_decay": 1.0}, r"codebook_decay must lie in \[0, 1\), got 1\.0"),
     ({"codebook_decay": -0.1}, r"codebook_decay must lie in \[0, 1\), got -0\.1"),
     ({"commitment_weight": 0.25}, "commitment_weight=0.25 needs straight_through='identity'"),
@@ -156,10 +204,6 @@ CONTRADICTIONS = [
     (
         {"quantizer": "vq", "distance": "cosine", "codebook_update": "ema"},
         "codebook_update='ema' averages latents and has distance='sq_l2', got 'cosine'",
-    ),
-    (
-        {"quantizer": "vq", "distance": "cosine", "rotation_trick": True},
-        "rotation_trick has distance='sq_l2' only, got 'cosine'",
     ),
     ({"quantizer": "fsq"}, "quantizer='fsq' needs levels of at least 2, one per channel, got None"),
     (
@@ -176,7 +220,7 @@ CONTRADICTIONS = [
     ),
     ({"quantizer": "bsq", "codebook_size": 48}, "quantizer='bsq' has codebook_size = 2 \\*\\* bits"),
     (
-        {"quantizer": "bsq", "codebook_size": 2**8, "entropy_bits": 3},
+        {"quantizer": "bsq", "codebook_size": 2**8, "entropy_bits": 3, "entropy_weight": 0.1},
         "entropy_bits must divide the 8 bits of a token, got 3",
     ),
     (

@@ -70,6 +70,14 @@ def test_a_processor_brings_its_code_too(model: LGQModel, tmp_path: Path) -> Non
 # --- that it comes back
 
 
+def test_what_does_not_learn_stays_so(case: str, build_model: Callable[..., LGQModel], tmp_path: Path) -> None:
+    model = build_model(case)
+    model.save_pretrained(tmp_path)
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    loaded = LGQModel.from_pretrained(tmp_path)
+    assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == wanted
+
+
 def test_round_trip(model: LGQModel, tmp_path: Path, make_pixels: Callable[..., Tensor]) -> None:
     model.save_pretrained(tmp_path)
     loaded, info = LGQModel.from_pretrained(tmp_path, output_loading_info=True)

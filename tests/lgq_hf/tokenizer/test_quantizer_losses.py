@@ -66,6 +66,15 @@ def vq_rotation(q: Quantizer, z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(turned), (stop(z) - e).square().mean() + (z - stop(e)).square().mean()
 
 
+def vq_cosine_rotation(q: Quantizer, z: Tensor) -> tuple[Tensor, Tensor]:
+    """On the unit sphere, where nothing is stretched: latents are brought to length 1 before they are rotated."""
+    u, table = F.normalize(z, dim=1), F.normalize(q.codebook, dim=1)
+    e = table[(u @ table.T).argmax(1)]
+    w = stop(F.normalize(u + e, dim=1))
+    turned = u - 2 * (u * w).sum(1, keepdim=True) * w + 2 * (u * stop(u)).sum(1, keepdim=True) * stop(e)
+    return turned, (stop(u) - e).square().mean() + (u - stop(e)).square().mean()
+
+
 def simvq(q: Quantizer, z: Tensor) -> tuple[Tensor, Tensor]:
     table = stop(q.codebook) @ q.projection.T + q.projection_bias
     e = nearest(z, table)
@@ -140,6 +149,10 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Quantizer, Tensor], tuple[Tenso
         vq_ema,
     ),
     "vq_cosine": ({"quantizer": "vq", "codebook_size": 30, "distance": "cosine"}, vq_cosine),
+    "vq_cosine_rotation": (
+        {"quantizer": "vq", "codebook_size": 30, "distance": "cosine", "rotation_trick": True},
+        vq_cosine_rotation,
+    ),
     "vq_rotation": ({"quantizer": "vq", "codebook_size": 30, "rotation_trick": True}, vq_rotation),
     "simvq": (
         {"quantizer": "simvq", "codebook_size": 30, "learn_projection": True, "commitment_weight": 0.25},
@@ -186,6 +199,16 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Quantizer, Tensor], tuple[Tenso
             "entropy_bits": 3,
         },
         bsq,
+    ),
+    "bsq_two_tokens": (
+        {
+            "quantizer": "bsq",
+            "codebook_size": 8,
+            "commitment_weight": 0.5,
+            "entropy_weight": 0.1,
+            "entropy_temperature": 1.0,
+        },
+        bsq,  # groups of 3 bits: those of a token
     ),
     "fsq": (LEVELS, fsq(1.0)),
     "fsq_by_sigmoid": ({**LEVELS, "fsq_bound": "sigmoid"}, fsq(0.8)),

@@ -412,6 +412,7 @@ def test_straight_through_is_exact_and_routes_the_gradient() -> None:
 # 6. Two processes
 
 
+MOVED = ["revived"]  # dead codes move onto other latents where there are two processes, but the same in both
 DISTRIBUTED = [name for name, case in CASES.items() if case.two_processes]
 
 
@@ -419,14 +420,14 @@ DISTRIBUTED = [name for name, case in CASES.items() if case.two_processes]
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which two processes have left their results for all cases of DISTRIBUTED."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    for name in DISTRIBUTED:
+    for name in [*DISTRIBUTED, *MOVED]:
         quantizer = build(CASES[name])
         fields = TINY | {"latent_channels": 6} | CASES[name].fields
         (folder / f"{name}.json").write_text(json.dumps(fields))
         torch.save({"latents": draw(quantizer, batch=4), "state": quantizer.state_dict()}, folder / f"{name}.pt")
     script = Path(__file__).with_name("quantizer_on_two_ranks.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, folder, *DISTRIBUTED], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, script, folder, *DISTRIBUTED, *MOVED], env=environment, check=True, timeout=300)
     return folder
 
 
@@ -456,6 +457,21 @@ def test_two_processes_on_half_batches_equal_one_on_the_whole(name: str, two_ran
             torch.testing.assert_close(
                 half[f"statistic.{statistic}"], result.statistics[statistic], rtol=1e-5, atol=1e-6
             )
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_dead_codes_move_alike_in_two_processes(name: str, two_ranks: Path) -> None:
+    first, second = (load_file(two_ranks / f"{name}.{rank}.safetensors") for rank in range(2))
+    given = torch.load(two_ranks / f"{name}.pt", weights_only=True)
+    for key in given["state"]:
+        assert torch.equal(first[f"state.{key}"], second[f"state.{key}"]), key
+    moved = (first["state.centers"] != given["state"]["centers"]).any(1)
+    rows = given["latents"].permute(0, 2, 3, 1).flatten(0, 2)
+    distance, place = torch.cdist(
+        first["state.centers"][moved], rows, compute_mode="donot_use_mm_for_euclid_dist"
+    ).min(1)
+    assert distance.max() < 1e-5
+    assert (place < len(rows) // 2).any() and (place >= len(rows) // 2).any()  # of both processes
 
 
 # 7. Symmetries and limits
