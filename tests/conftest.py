@@ -97,6 +97,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_mid_blocks": 1,
     },
 }
+# one for each quantizer, for what takes long and does not depend on the rest
+EACH_QUANTIZER = [
+    "sq_l2",
+    "per_channel_widths",
+    "vqgan_vq_cosine",
+    "vqgan_ibq",
+    "simvq_learned",
+    "vq_ema",
+    "fsq",
+    "wetok",
+]
 # names of those whose quantizer has a loss
 TRAINABLE = [name for name in MODELS if name != "simvq"]
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 import lgq_hf.tokenizer
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
+from tests.conftest import EACH_QUANTIZER
 
 CODE = {path.name for path in Path(lgq_hf.tokenizer.__file__).parent.glob("*.py")} - {"__init__.py"}
 
@@ -140,6 +141,7 @@ def test_loaded_in_half_precision(
         assert torch.equal(tensor, loaded.quantizer.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("case", EACH_QUANTIZER, indirect=True)
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}], ids=str)
 def test_device_map(model: LGQModel, device_map: Any, tmp_path: Path, make_pixels: Callable[..., Tensor]) -> None:
     model.save_pretrained(tmp_path)
@@ -157,6 +159,7 @@ def _offload(model: LGQModel, *parts: str) -> dict[str, str]:
     [("encoder", "quantizer", "decoder"), ("encoder",), ("quantizer",), ("decoder",), ("",)],
     ids=lambda parts: "+".join(parts) or "everything",
 )
+@pytest.mark.parametrize("case", EACH_QUANTIZER, indirect=True)
 def test_offloaded_to_disk(
     model: LGQModel, parts: tuple[str, ...], tmp_path: Path, make_pixels: Callable[..., Tensor]
 ) -> None:
