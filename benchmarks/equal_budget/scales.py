@@ -53,7 +53,7 @@ class Scale:
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("cpu", 1024, (256, 4096), 200, {"train": 40_000, "validation": 512, "test": 2048}),
+        Scale("cpu", 1024, (256, 4096), 300, {"train": 40_000, "validation": 512, "test": 2048}),
         Scale("gpu", 16384, (1024,), 4000, {"train": 100_000, "validation": 1024, "test": 4096}, measured=False),
         Scale("quick", 16, (64,), 3, {"train": 24, "validation": 8, "test": 12}, most_seeds=2),
     )
