@@ -31,7 +31,8 @@ def test_outputs_of_the_official_quantizer(mode: str, backend: str) -> None:
     distance = "cosine" if "_cos_" in mode else "sq_l2"
     assert len(MODES) == 4 and config
     clear = expected["q.top2_logit_gap"].flatten().to(device) > 1e-5
-    for tau in (1.0, 0.1):
+    interpreted = backend == "triton" and device == "cpu"  # a row takes the interpreter 10 ms
+    for tau in (0.1,) if interpreted and len(centers_KC) > 100 else (1.0, 0.1):
         assigned = soft_assign(x_NC, centers_KC, tau, widths=widths, distance=distance, backend=backend)  # type: ignore[arg-type]
         soft = expected[f"q.tau{tau}.q_soft"].transpose(1, 2).flatten(0, 1).to(device)
         torch.testing.assert_close(assigned.soft_codes_NC, soft, rtol=1e-4, atol=2e-4)  # official fp32 cdist
@@ -39,7 +40,7 @@ def test_outputs_of_the_official_quantizer(mode: str, backend: str) -> None:
         tokens = expected.get(f"q.tau{tau}.indices", expected["q.tau1.0.indices"]).flatten().long().to(device)
         assert torch.equal(assigned.index_N[clear], tokens[clear])
     assert clear.float().mean() > 0.98
-    if backend == "triton" and device == "cpu":  # a row takes the interpreter 10 ms
-        x_NC, tokens, clear = (rows[::4] for rows in (x_NC, tokens, clear))
+    if interpreted:
+        x_NC, tokens, clear = (rows[::8] for rows in (x_NC, tokens, clear))
     found = nearest_code(x_NC, centers_KC, widths=widths, distance=distance, backend=backend)  # type: ignore[arg-type]
     assert torch.equal(found[clear], tokens[clear])
