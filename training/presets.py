@@ -1,7 +1,7 @@
 """Settings of LGQ that a recipe begins with, for what it does not say itself.
 
-`best`, the default, is the best that is known so far (docs/lab_log.md; docs/comparison.md will tell more); `paper` is as
-published (arXiv 2602.16086).
+`best`, the default, is the best that is known so far (docs/lab_log.md, docs/comparison.md); `paper` is as published
+(arXiv 2602.16086).
 """
 
 import copy
