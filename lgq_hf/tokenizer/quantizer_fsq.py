@@ -70,8 +70,9 @@ class FSQQuantizer(Quantizer):
 
     def train_rows(self, x_NC: Tensor) -> RowsOutput:
         """(N, C) latents -> codes, tokens, a loss of 0 and statistics of a training step."""
-        carrier_NC = self.comparable(x_NC)
-        tokens_N = self.assign_rows(x_NC.detach())
+        bounded_NC = self.bounded(x_NC)
+        carrier_NC = bounded_NC / (self._levels(x_NC) // 2)
+        tokens_N = self._to_tokens(bounded_NC.detach().round())
         codes_NC = self.lookup_rows(tokens_N)
         error = mean_or_zero((carrier_NC.detach() - codes_NC).square())
         statistics = {"quantization_loss": error, **token_statistics(tokens_N, self.codebook_size)}
