@@ -20,7 +20,7 @@ demo: $(VENV)/.installed  ## tokenize sample photographs with the embedded check
 	$(BIN)/python -m demo.demo
 
 test: $(VENV)/.installed  ## the whole suite
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # On a GPU machine whose own environment has torch and triton: make test-gpu BIN=/usr/bin (or wherever python is).
 test-gpu:  ## the Triton kernels and generators on a CUDA device; skipped with the reason where there is none

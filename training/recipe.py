@@ -234,6 +234,14 @@ class Recipe(RunRecipe):
             raise ValueError("validation.perceptual=lpips-vgg16 needs the files loss.vgg_weights and loss.lpips_heads")
         if self.quantizer.init_method == "keep" and not self.start_from:
             raise ValueError("quantizer.init_method=keep needs start_from: there is no codebook to keep")
+        quantizer = self.model.get("quantizer", "lgq")
+        if quantizer != "lgq":
+            for field in dataclasses.fields(Quantizer):
+                value = getattr(self.quantizer, field.name)
+                if field.name.startswith("temperature_") and value != field.default:
+                    raise ValueError(
+                        f"quantizer.{field.name} is LGQ's, and model.quantizer is '{quantizer}': leave it out, got {value}"
+                    )
 
     def config(self) -> LGQConfig:
         """Of the model; its `image_size` is the recipe's unless `model` says otherwise."""

@@ -5,9 +5,9 @@
 
 SCALE is cpu, gpu or quick. STAGE: `crops` cuts the pictures; `tune` tries four settings of each method; `compare`
 runs each method at its best setting; `trend` does so for other codebook sizes; `tradeoff` and `ablate` vary LGQ;
-`all` does all of that, and then `collect` (one result file of all runs) and `page` (tables and plots of
-docs/comparison.md). A run that is finished is not done again, one that was stopped goes on. --only takes methods,
-arms, or names of runs.
+`all` does all of that, and then `colours` (what of each error is a wrong mean colour), `collect` (one result file of
+all runs) and `page` (tables and plots of docs/comparison.md). A run that is finished is not done again, one that was
+stopped goes on. --only takes methods, arms, or names of runs.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.equal_budget import crops
 from benchmarks.equal_budget.carry_out import Interrupted, carry_out, finished_result
 from benchmarks.equal_budget.collect import collect
+from benchmarks.equal_budget.colours import measure_runs
 from benchmarks.equal_budget.methods import METHODS
 from benchmarks.equal_budget.page import IMAGES, make_page
 from benchmarks.equal_budget.plan import named, runs_of
@@ -24,7 +25,7 @@ from benchmarks.equal_budget.runs import ABLATE, STAGES, TRADEOFF
 from benchmarks.equal_budget.scales import SCALES, Scale
 from benchmarks.results_file import RESULTS
 
-CROPS, ALL, COLLECT, PAGE = "crops", "all", "collect", "page"
+CROPS, ALL, COLOURS, COLLECT, PAGE = "crops", "all", "colours", "collect", "page"
 CROPS_SEED = 0
 
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 where a run has no result, or failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scale", choices=SCALES)
-    parser.add_argument("stage", choices=[CROPS, *STAGES, ALL, COLLECT, PAGE])
+    parser.add_argument("stage", choices=[CROPS, *STAGES, ALL, COLOURS, COLLECT, PAGE])
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods, arms or runs")
     parser.add_argument("--work", type=Path, default=Path("runs/equal_budget"), help="where crops and runs lie")
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.jobs < 1:
         parser.error(f"--jobs: expected at least 1, got {chosen.jobs}")
     scale, place = SCALES[chosen.scale], chosen.work.resolve() / chosen.scale
-    stages = [CROPS, *STAGES, COLLECT, PAGE] if chosen.stage == ALL else [chosen.stage]
+    stages = [CROPS, *STAGES, COLOURS, COLLECT, PAGE] if chosen.stage == ALL else [chosen.stage]
     if not scale.measured:
         print(f"scale {scale.name}: its values are a proposal, nothing was run with them yet")
     status = 0
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         for stage in stages:
             if stage == CROPS:
                 cut(scale, chosen.corpus, place)
+            elif stage == COLOURS:
+                print(f"{stage}: {measure_runs(scale, place)} runs")
             elif stage == COLLECT:
                 print(collect(scale, place, chosen.results))
             elif stage == PAGE:

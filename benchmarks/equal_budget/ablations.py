@@ -91,6 +91,7 @@ ARMS: tuple[Arm, ...] = (
         _arm(f"distance_{distance}", "distance", distance, model__distance=distance)
         for distance in ("sq_l2", "l2", "cosine", "dot")
     ),
+    _arm("latent_norm_none", "norm behind the encoder", "none", model__latent_group_norm=False),
     _arm("widths", "widths", "learned", model__learn_widths=True),
     _arm("dead_codes", "dead codes", "moved onto latents below 0.1 of even use", model__dead_code_threshold=0.1),
     *(

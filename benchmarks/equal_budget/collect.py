@@ -1,5 +1,6 @@
 """One result file of all runs of a scale, small enough to keep: benchmarks/results/equal_budget_<scale>.json."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from benchmarks.equal_budget.runs import ABLATE, STAGES, TRADEOFF, Run, identity
 from benchmarks.equal_budget.scales import Scale
 from benchmarks.results_file import write_result
 
+COLOURS = "colours.json"  # beside a run's result, of the stage `colours`
 _KEPT = (
     *("name", "stage", "method", "setting", "codes", "seed", "arm", "overrides", "metrics", "seconds"),
-    *("pictures_per_second", "peak_mib", "peak_of", "parameters", "commit", "failed"),
+    *("pictures_per_second", "peak_mib", "peak_of", "parameters", "commit", "failed", "colours"),
 )
 
 
@@ -38,9 +40,18 @@ def collect(scale: Scale, place: Path, results: Path | None = None) -> Path:
         "shared_recipe": _shared(scale, place, runs[0]),
         "methods": {name: _method(scale, name, place) for name in METHODS},
         "arms": _arms(scale, place),
-        "runs": [compact(result) for result in full.values()],
+        "runs": [compact(_with_colours(result, place)) for result in full.values()],
     }
     return write_result(f"equal_budget_{scale.name}", content, results)
+
+
+def _with_colours(result: dict[str, Any], place: Path) -> dict[str, Any]:
+    """A result with what was measured of the error's colours, if it was."""
+    file = place / result["name"] / COLOURS
+    if not file.is_file():
+        return result
+    measured = json.loads(file.read_text())
+    return {**result, "colours": {name: measured[name] for name in ("psnr_matched", "shares")}}
 
 
 def finished_runs(scale: Scale, place: Path) -> list[Run]:

@@ -99,7 +99,7 @@ def codes_of(quantizer: Quantizer) -> Tensor:
     return quantizer.comparable_codes(codes_KC)
 
 
-def _batches(
+def batches(
     checkpoint: Checkpoint, source: TokenSource, limit: int | None, preprocessing: Preprocessing
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Numbers of pictures, and their bytes (n,3,H,W); neighbours of one size come together."""
@@ -139,7 +139,7 @@ def gather(
     encoder = Encoder(checkpoint, Encoding())
     latents, tokens, second = [], [], []
     pictures = 0
-    for numbers, pixels in _batches(checkpoint, source, limit, preprocessing):
+    for numbers, pixels in batches(checkpoint, source, limit, preprocessing):
         with torch.inference_mode():
             encoded = checkpoint.model.encode(encoder.pixel_values(pixels))
             latents.append(quantizer.comparable(quantizer.to_rows(encoded.last_hidden_state).double()).cpu())

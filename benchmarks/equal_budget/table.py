@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks.equal_budget.colours import AXES
 from benchmarks.equal_budget.comparison import (
     TARGETS,
     Judged,
@@ -167,21 +168,46 @@ def arms_table(result: Result, stage: str) -> str:
     for arm in arms:
         row, run = [arm["group"], arm["label"]], runs.get(arm["run"])
         if run is None:
-            rows.append([*row, "not run yet", "", "", "", ""])
+            rows.append([*row, "not run yet", *[""] * 7])
         elif "failed" in run:
-            rows.append([*row, f"failed: {run['failed']}", "", "", "", ""])
+            rows.append([*row, f"failed: {run['failed']}", *[""] * 7])
         else:
-            rows.append([*row, *_against(run["metrics"], base["metrics"], is_base=run is base)])
-    head = ["varied", "to", "PSNR, dB", "of the base", "Fréchet distance", "of the base, %", "codes used"]
-    return markdown([*head, "bits a pixel, by entropy"], rows)
+            rows.append([*row, *_against(run, base)])
+    head = ["varied", "to", "PSNR, dB", "of the base", "mean colours matched, dB", "of the base"]
+    head += ["Fréchet distance", "of the base, %", "codes used", "bits a pixel, by entropy"]
+    return markdown(head, rows)
 
 
-def _against(metrics: dict[str, Any], base: dict[str, Any], *, is_base: bool) -> list[str]:
-    psnr, frechet = metrics["psnr"], metrics["frechet_distance"]
-    change = number(psnr - base["psnr"], 2, sign=True)
-    relative = number(100 * (frechet / base["frechet_distance"] - 1), 1, sign=True)
-    texts = [number(psnr, 2), "base" if is_base else change, number(frechet, 1), "base" if is_base else relative]
+def _against(run: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    metrics, others = run["metrics"], base["metrics"]
+    frechet = metrics["frechet_distance"]
+    relative = number(100 * (frechet / others["frechet_distance"] - 1), 1, sign=True)
+    matched, other = (one.get("colours", {}).get("psnr_matched") for one in (run, base))
+    pairs = [(number(metrics["psnr"], 2), number(metrics["psnr"] - others["psnr"], 2, sign=True))]
+    if matched is None or other is None:
+        pairs.append(("", ""))
+    else:
+        pairs.append((number(matched, 2), number(matched - other, 2, sign=True)))
+    pairs.append((number(frechet, 1), relative))
+    texts = [text for value, change in pairs for text in (value, "base" if run is base and value else change)]
     return [*texts, str(metrics["codes_used"]), number(metrics["bits_per_pixel_by_entropy"], 4)]
+
+
+def colours_table(result: Result) -> str:
+    """Of each method, what of its error is a wrong mean colour, and the PSNR without that."""
+    rows = []
+    for name in compared_methods(result):
+        runs = [run for run in runs_of(result, COMPARE, name) if "colours" in run]
+        if not runs:
+            continue
+        row = [result["methods"][name]["label"], ", ".join(number(run["metrics"]["psnr"], 2) for run in runs)]
+        for axis in AXES:
+            row.append(", ".join(f"{run['colours']['shares'][axis]:.0%}" for run in runs))
+        rows.append([*row, with_spread(spread([run["colours"]["psnr_matched"] for run in runs]), 2)])
+    if not rows:
+        return "Not measured yet: the stage `colours`."
+    axes = [f"in mean colours: {axis.replace('_', '–')}" for axis in AXES]  # noqa: RUF001
+    return markdown(["method", "PSNR of each seed, dB", *axes, "PSNR with mean colours matched, dB"], rows)
 
 
 def targets_table(result: Result) -> str:
@@ -215,6 +241,7 @@ def verdict(best: Judged) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "quality": quality_table,
     "codes": codes_table,
+    "colours": colours_table,
     "differences": differences_table,
     "tuning": tuning_table,
     "targets": targets_table,

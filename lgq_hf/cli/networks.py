@@ -27,8 +27,7 @@ def extractor_of(args: argparse.Namespace) -> Any:
 
 
 def lpips_of(args: argparse.Namespace) -> LPIPS | None:
-    """LPIPS, if its files are given; errors as `check_networks`, and those of the network."""
-    check_networks(args)
+    """LPIPS, if its files are given, checked by `check_networks`; errors are those of the network."""
     return None if args.lpips_vgg is None else LPIPS(args.lpips_vgg, args.lpips_heads)
 
 

@@ -112,6 +112,10 @@ def test_the_least_recipe_and_its_defaults() -> None:
         ({"validation": {"frechet": "efficientnet-lite0", "pictures": 1}}, "needs at least 2 validation.pictures"),
         ({"validation": {"perceptual": "lpips-vgg16"}}, "needs the files loss.vgg_weights and loss.lpips_heads"),
         ({"quantizer": {"init_method": "keep"}}, "quantizer.init_method=keep needs start_from"),
+        (
+            {"model": {"quantizer": "vq"}, "quantizer": {"temperature_end": 0.5}},
+            "quantizer.temperature_end is LGQ's, and model.quantizer is 'vq': leave it out, got 0.5",
+        ),
         ({"max_steps": "many"}, "'max_steps' expected int, got str"),
         ({"max_steps": 1.5}, "'max_steps' expected int, got float"),
         ({"seed": True}, "'seed' expected int, got bool"),

@@ -46,6 +46,7 @@ def run(stage: str, method: str, psnr: float, frechet: float, used: int, **field
         "peak_of": "process",
         "parameters": {"all": 400_000, "quantizer": 8192},
         "commit": "0123456789abcdef",
+        "colours": {"psnr_matched": psnr + 1, "shares": {"grey": 0.01, "green_magenta": 0.25, "red_blue": 0.02}},
         **fields,
     }
 

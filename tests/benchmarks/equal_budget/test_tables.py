@@ -89,10 +89,24 @@ def test_the_other_tables() -> None:
     assert "| FSQ | setting 3 of fsq | failed: loss or gradient is not finite at step 7, which" in made["tuning"]
     assert _row(made["trend"], "FSQ")[1:7] == ["21.00", "160.0", "256", "24.00", "100.0", "1000"]
     assert _row(made["trend"], "FSQ")[7:] == ["", "", ""]
-    assert "| codes begin by | random | 25.00 | base | 90.0 | base | 800 | 0.4000 |" in made["ablation"]
-    assert "| codes begin by | kmeans | 24.50 | -0.50 | 99.0 | +10.0 | 790 | 0.3950 |" in made["ablation"]
-    assert "| widths | learned | not run yet |" in made["ablation"]
-    assert "| lambda_peak as tuned | lambda_usage 0.5 | 24.00 | -1.00 | 95.0 | +5.6 | 1024 |" in made["tradeoff"]
+    assert "| codes begin by | random | 25.00 | base | 26.00 | base | 90.0 | base | 800 | 0.4000 |" in made["ablation"]
+    assert (
+        "| codes begin by | kmeans | 24.50 | -0.50 | 25.50 | -0.50 | 99.0 | +10.0 | 790 | 0.3950 |" in made["ablation"]
+    )
+    assert "| widths | learned | not run yet | " in made["ablation"]
+    colours = [_row(made["colours"], name) for name in ("LGQ", "IBQ")]
+    assert colours[0][1:] == ["25.00, 25.20, 25.40", "1%, 1%, 1%", "25%, 25%, 25%", "2%, 2%, 2%", "26.20 ± 0.20"]
+    assert colours[1][1:] == ["24.00", "1%", "25%", "2%", "25.00"]
+    without = result()
+    for one in without["runs"]:
+        one.pop("colours", None)
+    text = TABLES["ablation"](without)
+    assert "| codes begin by | kmeans | 24.50 | -0.50 |  |  | 99.0 | +10.0 | 790 | 0.3950 |" in text
+    assert TABLES["colours"](without).startswith("Not measured yet")
+    assert (
+        "| lambda_peak as tuned | lambda_usage 0.5 | 24.00 | -1.00 | 25.00 | -1.00 | 95.0 | +5.6 | 1024 |"
+        in made["tradeoff"]
+    )
 
 
 def test_tables_of_a_comparison_that_has_only_begun() -> None:
@@ -115,7 +129,7 @@ def test_parts_of_a_page_are_rendered(tmp_path: Path) -> None:
     )
     assert page.part("cpu", "rate", tmp_path) == "![rate and distortion](images/comparison_rate.png)"
     assert "equal_budget.geometry cpu`" in page.part("cpu", "geometry", tmp_path)
-    with pytest.raises(ValueError, match="no part 'colour' of equal_budget, there are ablation, codes, curves"):
+    with pytest.raises(ValueError, match="no part 'colour' of equal_budget, there are ablation, codes, colours"):
         page.part("cpu", "colour", tmp_path)
     with pytest.raises(ValueError, match="expected one '<!-- rendered: equal_budget:cpu:quality -->'"):
         page.render_equal_budget(text + text, tmp_path)
