@@ -5,7 +5,7 @@ Overrides are named as in a recipe, `model.code_dim` or `quantizer.init_method`;
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Overrides = dict[str, Any]
@@ -33,6 +33,8 @@ class Method:
         seeds: runs of the comparison, with seeds 0, 1, ...
         fields: overrides for K codes that all settings share.
         settings: for K codes, the overrides of each of the four settings.
+        trend: whether it is run at other K too.
+        norm: whether the backbone has the published norm behind its encoder.
     """
 
     name: str
@@ -41,10 +43,13 @@ class Method:
     seeds: int
     fields: Callable[[int], Overrides]
     settings: Callable[[int], tuple[Overrides, ...]]
+    trend: bool = False
+    norm: bool = True
 
     def overrides(self, codes: int, setting: int) -> Overrides:
         """All that differs from the shared recipe, for K codes and one of the settings."""
-        return {"model.codebook_size": codes, **self.fields(codes), **self.settings(codes)[setting]}
+        norm: Overrides = {} if self.norm else {"model.latent_group_norm": False}
+        return {"model.codebook_size": codes, **norm, **self.fields(codes), **self.settings(codes)[setting]}
 
 
 def _grid(first: list[Overrides], second: list[Overrides]) -> Callable[[int], tuple[Overrides, ...]]:
@@ -103,10 +108,10 @@ def _vq_ema(*, rotation: bool) -> Callable[[int], Overrides]:
     )
 
 
-METHODS = {
+_WITH_NORM = {
     method.name: method
     for method in (
-        Method("lgq", "LGQ", "arXiv 2602.16086", 3, _lgq, _grid([_SOFT, _IDENTITY], _USAGE)),
+        Method("lgq", "LGQ", "arXiv 2602.16086", 3, _lgq, _grid([_SOFT, _IDENTITY], _USAGE), True),
         Method("lgq_paper", "LGQ as published", "arXiv 2602.16086", 3, _lgq_paper, _grid(_USAGE, _RATES)),
         Method(
             "vq",
@@ -115,10 +120,11 @@ METHODS = {
             3,
             _fixed(quantizer="vq", distance="cosine", code_dim=8, commitment_weight=0.25),
             _grid(_RATES, _each("quantizer.init_method", "random", "kmeans")),
+            trend=True,
         ),
         Method("vq_ema", "VQ (moving average)", "arXiv 1906.00446", 1, _vq_ema(rotation=False), _EMA),
         Method("vq_rotation", "VQ (rotation trick)", "arXiv 2410.06424", 1, _vq_ema(rotation=True), _EMA),
-        Method("fsq", "FSQ", "arXiv 2309.15505", 3, _fixed(quantizer="fsq"), _levels),
+        Method("fsq", "FSQ", "arXiv 2309.15505", 3, _fixed(quantizer="fsq"), _levels, True),
         Method("ifsq", "iFSQ", "arXiv 2601.17124", 1, _fixed(quantizer="fsq", fsq_bound="sigmoid"), _levels),
         Method(
             "simvq",
@@ -127,6 +133,7 @@ METHODS = {
             3,
             _fixed(quantizer="simvq", learn_projection=True, commitment_weight=0.25),
             _WIDTHS,
+            trend=True,
         ),
         Method(
             "lfq",
@@ -153,6 +160,11 @@ METHODS = {
             _grid(_each("model.code_dim", 8, 32), _each("quantizer.init_method", "random", "keep")),
         ),
     )
+}
+# The main four without that norm, each tuned anew: it scales latents, and takes something of a picture's mean colour
+METHODS = _WITH_NORM | {
+    f"{name}_bare": replace(_WITH_NORM[name], name=f"{name}_bare", label=f"{label}, no norm", trend=False, norm=False)
+    for name, label in (("lgq", "LGQ"), ("vq", "VQ (cosine)"), ("fsq", "FSQ"), ("simvq", "SimVQ"))
 }
 
 

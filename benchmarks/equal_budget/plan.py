@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.equal_budget.ablations import ARMS, TRADEOFF, Arm
 from benchmarks.equal_budget.methods import METHODS, SETTINGS
-from benchmarks.equal_budget.runs import ABLATE, COMPARE, TUNE, Run, effect, identity
+from benchmarks.equal_budget.runs import ABLATE, COMPARE, TREND, TUNE, Run, effect, identity
 from benchmarks.equal_budget.runs import TRADEOFF as TRADE
 from benchmarks.equal_budget.scales import TUNING_SEED, Scale
 
@@ -61,6 +61,8 @@ def runs_of(scale: Scale, stage: str, methods: Sequence[str], found: Found) -> l
         return [] if setting is None else arm_runs(scale, stage, setting)
     runs = []
     for method in methods:
+        if stage == TREND and not METHODS[method].trend:
+            continue
         setting = chosen_setting(scale, method, found)
         if setting is None:
             continue

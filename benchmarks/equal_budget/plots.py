@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.equal_budget.comparison import Result, compared_methods, over_seeds, runs_of
+from benchmarks.equal_budget.methods import METHODS
 from benchmarks.equal_budget.runs import COMPARE, TRADEOFF, TREND
 from lgq_hf.files import atomic_file
 
@@ -30,6 +31,7 @@ STYLES = {
     "bsq": ("#CC79A7", "D"),
     "ibq": ("#B8A600", "^"),
 }
+STYLES |= {f"{name}_bare": (STYLES[name][0], "X") for name in ("lgq", "vq", "fsq", "simvq")}
 PLOTS: dict[str, Callable[[Result], "Figure"]] = {}
 
 
@@ -125,12 +127,17 @@ def _tradeoff_line(ax: "Axes", result: Result, metric: str) -> None:
     )
 
 
+def _with_norm(result: Result) -> list[str]:
+    """The methods of the comparison whose backbone is the published one."""
+    return [name for name in compared_methods(result) if METHODS[name].norm]
+
+
 def usage(result: Result) -> "Figure":
     """How often each code is used, from the most frequent on."""
     figure, (ax,) = _new(1, 8.5, 5.6)
     codes = result["scale"]["codes"]
     tokens = 0
-    for name in compared_methods(result):
+    for name in _with_norm(result):
         run = runs_of(result, COMPARE, name)[0]
         counts = list(map(int, run["codebook_counts"].split()))
         tokens = sum(counts)
@@ -159,7 +166,7 @@ def usage(result: Result) -> "Figure":
 def curves(result: Result) -> "Figure":
     """PSNR on the validation crops, and the loss, on the way."""
     figure, (left, right) = _new(2, 11, 5)
-    for name in compared_methods(result):
+    for name in _with_norm(result):
         run = runs_of(result, COMPARE, name)[0]
         colour, marker = STYLES[name]
         label = result["methods"][name]["label"]

@@ -45,7 +45,9 @@ def test_methods_differ_in_nothing_but_the_quantizer(scale: Scale) -> None:
         ]
         first = rest(runs[0])
         for run in runs:
-            assert rest(run) == first, run.name
+            found = rest(run)
+            assert found["model"].pop("latent_group_norm", True) == METHODS[run.method].norm
+            assert found == first, run.name
             whole = identity(run.recipe(PLACE))  # valid, as are the model's fields
             assert whole["model"]["codebook_size"] == run.codes
         assert first["max_steps"] == (scale.tuning_steps if stage == TUNE else scale.steps)
@@ -57,6 +59,15 @@ def test_runs_of_one_seed_begin_alike_and_seeds_do_not() -> None:
     assert one["start_from"] == str(PLACE / "start-seed0") != other["start_from"]
     assert one["start_from"] == Run(scale, COMPARE, "lgq", 3, scale.codes, 0).recipe(PLACE)["start_from"]
     assert (one["seed"], other["seed"]) == (0, 1) and one["data"]["path"] == str(PLACE / "crops")
+
+
+def test_methods_without_the_norm_differ_in_that_alone() -> None:
+    bare = [method for method in METHODS.values() if not method.norm]
+    assert [method.name for method in bare] == ["lgq_bare", "vq_bare", "fsq_bare", "simvq_bare"]
+    for method in bare:
+        whole = METHODS[method.name.removesuffix("_bare")]
+        assert method.overrides(1024, 3) == {**whole.overrides(1024, 3), "model.latent_group_norm": False}
+        assert method.seeds == whole.seeds
 
 
 def test_every_method_has_as_many_settings_and_no_two_alike() -> None:
@@ -94,6 +105,8 @@ def test_the_setting_with_the_highest_psnr_is_chosen() -> None:
     assert [(run.setting, run.seed, run.codes) for run in runs] == [(2, 0, 16), (2, 1, 16)]
     runs = runs_of(scale, TREND, ["fsq"], _found(scores))
     assert [(run.setting, run.seed, run.codes) for run in runs] == [(2, 0, 64)]
+    other = {name.replace("fsq", "ifsq"): score for name, score in scores.items()}
+    assert runs_of(scale, TREND, ["ifsq"], _found(other)) == []  # of the main methods alone
     assert runs_of(scale, COMPARE, ["fsq"], _found(dict.fromkeys(scores))) == []  # all failed
     del scores["tune-fsq-1"]
     with pytest.raises(NotTuned, match="fsq is not tuned yet, tune-fsq-1 have no result: run the stage 'tune'"):
