@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # For example TORCH_ARGS="--index-url <address of PyTorch's CPU builds>" where pip's default would bring CUDA.
 TORCH_ARGS ?=
 
-.PHONY: demo test test-gpu check clean render bench-gpu
+.PHONY: demo test test-gpu check clean render bench-gpu wheel
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +36,12 @@ check: $(VENV)/.installed  ## style, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+wheel: $(VENV)/.installed  ## builds the package, and uses the wheel in an empty environment, outside of the checkout
+	$(BIN)/python -m tests.check_wheel --torch-args "$(TORCH_ARGS)"
+
 render: demo  ## README, its picture and cards from results/*.json
 	cp demo/reconstruction.png docs/images/reconstruction.png
+	$(BIN)/python -m model_cards.picture lgq-default demo/reconstruction.png
 	$(BIN)/python -m model_cards.render
 	$(BIN)/python -m benchmarks.tables
 

@@ -2,100 +2,19 @@
 
     python -m model_cards.render [--check]
 
-A card is made from `<name>.template.md`; in README.md the parts between `<!-- rendered: KEY -->` and
+Cards are those of model_cards/card.py; in README.md and pages of docs/ the parts between `<!-- rendered: KEY -->` and
 `<!-- end -->` are replaced. `--check` changes nothing and fails where a text differs from its numbers.
 """
 
 import argparse
-import json
 import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from string import Template
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-CARD = ROOT / "lgq_hf" / "pretrained" / "lgq-default" / "README.md"
-
-
-def _load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def quality_table(result: dict[str, Any]) -> str:
-    """A row per test set: pictures, PSNR, SSIM, codes used and entropy."""
-    names = {
-        "photographs": "scikit-image: astronaut, camera, chelsea, coffee, rocket",
-        "all_photographs": "those, and nine more of its pictures",
-        "corpus_test": "test packages of the corpus",
-    }
-    lines = [
-        "| test set (256 px) | pictures | PSNR, dB | SSIM | codes used | of tokens | entropy, bits |",
-        "|" + "--|" * 7,
-    ]
-    for key, name in names.items():
-        row = result[key]
-        lines.append(
-            f"| {name} | {row['pictures']} | {row['psnr']:.2f} | {row['ssim']:.3f} | {row['codes_used']} of "
-            f"{result['codebook_size']} | {row['tokens']} | {row['entropy_bits']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def speed_line(result: dict[str, Any]) -> str:
-    """Pictures a second, with the hardware."""
-    speed, hardware = result["speed"], result["hardware"]
-    return (
-        f"256 px pictures a second, one at a time in fp32: encode {speed['encode_pictures_per_second']:.1f}, "
-        f"decode {speed['decode_pictures_per_second']:.1f} ({hardware['cpu']}, {hardware['threads']} threads)."
-    )
-
-
-def provenance_line(result: dict[str, Any]) -> str:
-    """Commit and versions of a measurement."""
-    versions = ", ".join(
-        f"{name} {version}" for name, version in result["versions"].items() if version and name != "lgq_hf"
-    )
-    weights = result["weights_sha256"][:12]
-    return f"Measured at commit `{result['commit'][:12]}` with {versions}; weights sha256 `{weights}`."
-
-
-def stage_line(training: dict[str, Any]) -> str:
-    """One stage of training: steps, crops, hours, hardware, and what was out of the ordinary."""
-    recipe = training["recipe"]
-    return (
-        f"{training['steps']} optimizer steps of {recipe['batch_size']} crops of {recipe['crop']} px, "
-        f"{training['hours']:.1f} hours on {training['hardware']}. {training['note']}"
-    )
-
-
-def render_default_card() -> str:
-    """The card of the checkpoint inside the package."""
-    result = _load("lgq_default")
-    stages = [_load("lgq_default_stage1_training"), _load("lgq_default_training")]
-    corpus = stages[-1]["corpus"]
-    template = Template((ROOT / "model_cards" / "lgq-default.template.md").read_text())
-    counts = ", ".join(f"{name} ({count})" for name, count in sorted(corpus["packages"].items()))
-    return template.substitute(
-        quality=quality_table(result),
-        speed=speed_line(result),
-        provenance=provenance_line(result),
-        parameters=f"{result['parameters']:,}",
-        codebook_size=result["codebook_size"],
-        factor=result["downsampling_factor"],
-        bits=f"{result['bits_per_pixel']:.4f}",
-        packages=counts,
-        files=corpus["files"],
-        pictures=corpus["source_pictures"],
-        manifest=corpus["manifest_sha256"][:12],
-        stages="\n".join(f"{number}. {stage_line(stage)}" for number, stage in enumerate(stages, 1)),
-        code_dim=result["code_dim"],
-        psnr=f"{result['photographs']['psnr']:.2f}",
-        ssim=f"{result['photographs']['ssim']:.4f}",
-    )
+from model_cards.card import ROOT, load, place_of, provenance_line, quality_table, released, render_card, speed_line
 
 
 def tiny_cpu_table(result: dict[str, Any]) -> str:
@@ -173,8 +92,8 @@ def _where(*results: dict[str, Any]) -> str:
 
 def render_generating(text: str) -> str:
     """docs/generating.md with the runs on a CPU."""
-    runs = {name: _load(f"generator_{name}") for name in GENERATORS}
-    evaluations = {name: _load(f"generator_{name}_evaluation") for name in GENERATORS}
+    runs = {name: load(f"generator_{name}") for name in GENERATORS}
+    evaluations = {name: load(f"generator_{name}_evaluation") for name in GENERATORS}
     return render_parts(text, "docs/generating.md", {"generators": lambda: generators_table(runs, evaluations)})
 
 
@@ -194,21 +113,21 @@ def render_parts(text: str, name: str, parts: dict[str, Callable[[], str]]) -> s
 
 def render_readme(text: str) -> str:
     """README.md with its rendered parts replaced."""
-    result = _load("lgq_default")
+    result = load("lgq_default")
     table = f"{quality_table(result)}\n\n{speed_line(result)} {provenance_line(result)}"
     return render_parts(text, "README.md", {"quality": lambda: table})
 
 
 def render_training(text: str) -> str:
     """docs/training.md with the run of the smallest recipe."""
-    return render_parts(text, "docs/training.md", {"tiny_cpu": lambda: tiny_cpu_table(_load("tiny_cpu"))})
+    return render_parts(text, "docs/training.md", {"tiny_cpu": lambda: tiny_cpu_table(load("tiny_cpu"))})
 
 
 def render_all() -> dict[Path, str]:
     """Every rendered file and what it should hold."""
     readme, training, generating = ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "docs" / "generating.md"
     return {
-        CARD: render_default_card(),
+        **{place_of(name): render_card(name) for name in released()},
         readme: render_readme(readme.read_text()),
         training: render_training(training.read_text()),
         generating: render_generating(generating.read_text()),

@@ -1,9 +1,11 @@
 import re
+from pathlib import Path
 
 import pytest
-import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
 
-from model_cards import render
+from model_cards import card, picture, render
 
 
 def test_rendered_texts_are_up_to_date() -> None:
@@ -11,18 +13,47 @@ def test_rendered_texts_are_up_to_date() -> None:
     assert stale == [], "run `make render`"
 
 
-def test_card_metadata_states_the_measured_values() -> None:
-    text = render.render_default_card()
-    metadata = yaml.safe_load(text.split("---")[1])
-    result = render._load("lgq_default")
-    values = {m["type"]: m["value"] for m in metadata["model-index"][0]["results"][0]["metrics"]}
-    assert values["psnr"] == pytest.approx(result["photographs"]["psnr"], abs=0.006)
-    assert values["ssim"] == pytest.approx(result["photographs"]["ssim"], abs=6e-5)
-    assert not re.search(r"\$\w", text)
+def test_card_metadata_is_read_by_the_hub_client_and_states_the_measured_values() -> None:
+    for name in card.released():
+        text = card.render_card(name)
+        data = ModelCard(text).data
+        result = card.load(card.words_of(name)["result"])
+        assert (data.license, data.library_name, data.model_name) == ("mit", "transformers", name)
+        found = {(one.dataset_type, one.metric_type): one for one in data.eval_results}
+        assert len(found) == len(card.SETS) * len(card.METRICS)
+        for (place, metric), one in found.items():
+            measured = result[place.removeprefix("lgq_hf-")]
+            assert one.metric_value == pytest.approx(measured[metric], abs=6e-5)
+            assert one.metric_args["pictures"] == measured["pictures"] and one.metric_args["size"] == 256
+            assert one.metric_args["resize"] == "shorter side, LANCZOS"
+        assert not re.search(r"\$\w", text)
+        assert f"]({card.PICTURE})" in text and (card.place_of(name).with_name(card.PICTURE)).is_file()
+
+
+def test_codebook_and_cost_by_hand() -> None:
+    row = {"codes_used": 3, "perplexity": 2.0, "entropy_bits": 1.0, "tokens": 8}
+    table = card.codebook_table({"codebook_size": 4, **dict.fromkeys(card.SETS, row)})
+    assert table.splitlines()[2].endswith("| 75.0% | 2 | 50.0% | 2.0 |")
+    stages = [{"hours": 0.5, "hardware": "a CPU"}, {"hours": 1.0, "hardware": "a CPU"}]
+    assert card.cost_line(stages).startswith("1.5 hours on a CPU for these weights")
+
+
+def test_a_checkpoint_without_words_has_no_card() -> None:
+    with pytest.raises(ValueError, match=r"no model_cards/none.yaml; there are cards of lgq-default"):
+        card.render_card("none")
+
+
+def test_picture_of_a_card_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "place_of", lambda name: tmp_path / name / "README.md")
+    (tmp_path / "some").mkdir()
+    Image.effect_noise((64, 32), 50).save(tmp_path / "wide.png")
+    assert picture.main(["some", str(tmp_path / "wide.png")]) == 0
+    with Image.open(tmp_path / "some" / card.PICTURE) as written:
+        assert (written.format, written.size, written.mode) == ("JPEG", (64, 32), "RGB")
 
 
 def test_a_changed_number_changes_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = render._load
+    load = card.load
 
     def changed(name: str) -> dict:
         result = load(name)
@@ -34,13 +65,14 @@ def test_a_changed_number_changes_the_texts(monkeypatch: pytest.MonkeyPatch) -> 
             result["validation"][-1]["bits_per_token"] += 1
         return result
 
-    monkeypatch.setattr(render, "_load", changed)
+    monkeypatch.setattr(render, "load", changed)
+    monkeypatch.setattr(card, "load", changed)
     assert all(path.read_text() != text for path, text in render.render_all().items())
 
 
 @pytest.mark.parametrize(("part", "key"), [("metrics", "recall"), ("protocol", "guidance_scale")])
 def test_an_evaluation_that_changes_changes_the_page(part: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, page = render._load, render.ROOT / "docs" / "generating.md"
+    load, page = render.load, render.ROOT / "docs" / "generating.md"
 
     def changed(name: str) -> dict:
         result = load(name)
@@ -48,7 +80,7 @@ def test_an_evaluation_that_changes_changes_the_page(part: str, key: str, monkey
             result[part][key] += 0.5
         return result
 
-    monkeypatch.setattr(render, "_load", changed)
+    monkeypatch.setattr(render, "load", changed)
     assert render.render_generating(page.read_text()) != page.read_text()
 
 

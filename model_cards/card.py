@@ -1,0 +1,190 @@
+"""The card of a released checkpoint: `card.template.md`, filled from the results of commands and `<name>.yaml`.
+
+The YAML file holds the words that no measurement makes: what the checkpoint is for, its limits, how to make it again.
+Its `result` and `stages` name files in benchmarks/results.
+"""
+
+import json
+import math
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = "reconstruction.jpg"
+SETS = {
+    "photographs": "scikit-image: astronaut, camera, chelsea, coffee, rocket",
+    "all_photographs": "those, and nine more of its pictures",
+    "corpus_test": "test packages of the corpus",
+}
+METRICS = {"psnr": "PSNR, dB, mean over pictures", "ssim": "SSIM, mean over pictures"}
+CITATION = """@article{altun2026lgq,
+  title   = {{LGQ}: Learning Discretization Geometry for Scalable and Stable Image Tokenization},
+  author  = {Altun, Idil Bilge and Cakiroglu, Mert Onur and Buxton, Elham and Dalkilic, Mehmet and Kurban, Hasan},
+  journal = {arXiv preprint arXiv:2602.16086},
+  year    = {2026}
+}"""
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result by the name of its file."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return result
+
+
+def released() -> list[str]:
+    """Names of the checkpoints that have a card."""
+    return sorted(path.stem for path in HERE.glob("*.yaml"))
+
+
+def words_of(name: str) -> dict[str, Any]:
+    """What the YAML file of a checkpoint says.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = HERE / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"no model_cards/{name}.yaml; there are cards of {', '.join(released())}")
+    words: dict[str, Any] = yaml.safe_load(path.read_text())
+    return words
+
+
+def quality_table(result: dict[str, Any]) -> str:
+    """A row per test set: pictures, PSNR, SSIM, codes used and entropy."""
+    lines = [
+        "| test set (256 px) | pictures | PSNR, dB | SSIM | codes used | of tokens | entropy, bits |",
+        "|" + "--|" * 7,
+    ]
+    for key, name in SETS.items():
+        row = result[key]
+        lines.append(
+            f"| {name} | {row['pictures']} | {row['psnr']:.2f} | {row['ssim']:.3f} | {row['codes_used']} of "
+            f"{result['codebook_size']} | {row['tokens']} | {row['entropy_bits']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def codebook_table(result: dict[str, Any]) -> str:
+    """A row per test set: share of the codes in use, perplexity, and entropy against even use."""
+    codes = result["codebook_size"]
+    lines = ["| test set | codes in use | perplexity | entropy, of even use | tokens a code |", "|" + "--|" * 5]
+    for key, name in SETS.items():
+        row = result[key]
+        lines.append(
+            f"| {name} | {row['codes_used'] / codes:.1%} | {row['perplexity']:.0f} | "
+            f"{row['entropy_bits'] / math.log2(codes):.1%} | {row['tokens'] / codes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def speed_line(result: dict[str, Any]) -> str:
+    """Pictures a second, with the hardware."""
+    speed, hardware = result["speed"], result["hardware"]
+    return (
+        f"256 px pictures a second, one at a time in fp32: encode {speed['encode_pictures_per_second']:.1f}, "
+        f"decode {speed['decode_pictures_per_second']:.1f} ({hardware['cpu']}, {hardware['threads']} threads)."
+    )
+
+
+def provenance_line(result: dict[str, Any]) -> str:
+    """Commit and versions of a measurement."""
+    versions = ", ".join(
+        f"{name} {version}" for name, version in result["versions"].items() if version and name != "lgq_hf"
+    )
+    weights = result["weights_sha256"][:12]
+    return f"Measured at commit `{result['commit'][:12]}` with {versions}; weights sha256 `{weights}`."
+
+
+def stage_line(training: dict[str, Any]) -> str:
+    """One stage of training: steps, crops, hours, hardware, and what was out of the ordinary."""
+    recipe = training["recipe"]
+    return (
+        f"{training['steps']} optimizer steps of {recipe['batch_size']} crops of {recipe['crop']} px, "
+        f"{training['hours']:.1f} hours on {training['hardware']}. {training['note']}"
+    )
+
+
+def cost_line(stages: list[dict[str, Any]]) -> str:
+    """Hours of all stages and what they ran on; energy is not made up."""
+    hours = sum(stage["hours"] for stage in stages)
+    machines = ", ".join(sorted({stage["hardware"] for stage in stages}))
+    return (
+        f"{hours:.1f} hours on {machines} for these weights, without earlier trials. Energy was not metered, so "
+        "neither it nor an emission is stated."
+    )
+
+
+def metadata(name: str) -> str:
+    """The card's YAML, with the results as the Hub's `model-index`, each with its protocol."""
+    words = words_of(name)
+    result = load(words["result"])
+    protocol = {key: value for key, value in result["protocol"].items() if key not in METRICS}
+    found = [
+        EvalResult(
+            task_type="image-reconstruction",
+            dataset_type=f"lgq_hf-{key}",  # results of one type would be merged
+            dataset_name=f"{set_name}, {protocol['size']} px",
+            metric_type=metric,
+            metric_name=metric_name,
+            metric_value=round(result[key][metric], 4),
+            metric_args={**protocol, "pictures": result[key]["pictures"]},
+        )
+        for key, set_name in SETS.items()
+        for metric, metric_name in METRICS.items()
+    ]
+    data = ModelCardData(
+        model_name=name,
+        license=words["license"],
+        library_name="transformers",
+        pipeline_tag="image-to-image",
+        tags=["image-tokenizer", "vector-quantization", "lgq"],
+        metrics=list(METRICS),
+        eval_results=found,
+    )
+    return f"{data.to_yaml()}\n"
+
+
+def render_card(name: str) -> str:
+    """The whole card; errors as [`words_of`]."""
+    words = words_of(name)
+    result = load(words["result"])
+    stages = [load(stage) for stage in words["stages"]]
+    corpus = stages[-1]["corpus"]
+    source = words["source"]
+    template = Template((HERE / "card.template.md").read_text())
+    return template.substitute(
+        metadata=metadata(name),
+        name=name,
+        **{key: words[key] for key in ("summary", "dtype", "quantizer", "missing", "commands", "limits")},
+        source=source,
+        import_more=", default_checkpoint" if source == "default_checkpoint()" else "",
+        quality=quality_table(result),
+        codebook=codebook_table(result),
+        speed=speed_line(result),
+        provenance=provenance_line(result),
+        size=result["protocol"]["size"],
+        parameters=f"{result['parameters']:,}",
+        codebook_size=result["codebook_size"],
+        code_dim=result["code_dim"],
+        code_bits=f"{math.log2(result['codebook_size']):g}",
+        factor=result["downsampling_factor"],
+        bits=f"{result['bits_per_pixel']:.4f}",
+        packages=", ".join(f"{package} ({count})" for package, count in sorted(corpus["packages"].items())),
+        files=corpus["files"],
+        pictures=corpus["source_pictures"],
+        manifest=corpus["manifest_sha256"][:12],
+        stages="\n".join(f"{number}. {stage_line(stage)}" for number, stage in enumerate(stages, 1)),
+        cost=cost_line(stages),
+        citation=CITATION,
+    )
+
+
+def place_of(name: str) -> Path:
+    """Where the card of a checkpoint lies."""
+    return ROOT / words_of(name)["folder"] / "README.md"
