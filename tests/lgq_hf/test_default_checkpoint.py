@@ -45,7 +45,8 @@ def reconstruct(picture: Image.Image) -> tuple[torch.Tensor, float]:
 
 def test_it_is_small_and_complete() -> None:
     files = {file.name: file.stat().st_size for file in default_checkpoint().iterdir()}
-    assert set(files) == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    weights = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert set(files) == {"README.md", "reconstruction.jpg", *weights}
     assert sum(files.values()) <= 15e6
 
 
