@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.equal_budget.methods import Overrides
 
-USAGES = (0.0, 0.005, 0.05, 0.2, 0.5)
+USAGES = (0.0, 0.001, 0.005, 0.05, 0.2, 0.5)
 PEAKS = (0.0, 0.05)  # besides the base arm's
 _PEAK_USAGES = (0.0, 0.05, 0.5)  # for which these are tried
 
@@ -117,4 +117,5 @@ def _trade(usage: float, peak: float | None) -> Arm:
 TRADEOFF: tuple[Arm, ...] = (
     *(_trade(usage, None) for usage in USAGES),
     *(_trade(usage, peak) for peak in PEAKS for usage in _PEAK_USAGES),
+    _trade(0.0, 0.02),
 )

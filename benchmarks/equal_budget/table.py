@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.equal_budget.colours import AXES
 from benchmarks.equal_budget.comparison import (
+    CLAIMS,
     TARGETS,
     Judged,
     Result,
@@ -210,6 +211,27 @@ def colours_table(result: Result) -> str:
     return markdown(["method", "PSNR of each seed, dB", *axes, "PSNR with mean colours matched, dB"], rows)
 
 
+def claims_table(result: Result) -> str:
+    """Each number of the paper's claim, beside LGQ as tuned (all seeds), and with no usage term (one seed)."""
+    settings = [("LGQ, tuned", {run["seed"]: run for run in runs_of(result, COMPARE, "lgq")})]
+    by_name = {run["name"]: run for run in result["runs"] if "failed" not in run}
+    for arm in result["arms"]:
+        run = by_name.get(arm["run"])
+        if arm["stage"] == TRADEOFF and arm["name"].split("_")[:2] == ["usage", "0"] and run is not None:
+            peak = "" if arm["group"].endswith("as tuned") else f", {arm['group']}"
+            settings.append((f"lambda_usage 0{peak}", {run["seed"]: run}))
+    rows = []
+    for words, other, metric, claimed in CLAIMS:
+        theirs = {run["seed"]: run["metrics"][metric] for run in runs_of(result, COMPARE, other)}
+        row = [f"{words} against {result['methods'][other]['label']}", f"{number(claimed, 2)} %"]
+        for _, ours in settings:
+            both = sorted(set(ours) & set(theirs))
+            found = spread([100 * (ours[seed]["metrics"][metric] / theirs[seed] - 1) for seed in both])
+            row.append(f"{with_spread(found, 1, sign=True)} %" if found else "")
+        rows.append(row)
+    return markdown(["", "claimed", *(label for label, _ in settings)], rows)
+
+
 def targets_table(result: Result) -> str:
     """Every setting of LGQ against the targets, and whether one meets them all."""
     judged = judge(result)
@@ -245,6 +267,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "differences": differences_table,
     "tuning": tuning_table,
     "targets": targets_table,
+    "claims": claims_table,
     "trend": trend_table,
     "tradeoff": lambda result: arms_table(result, TRADEOFF),
     "ablation": lambda result: arms_table(result, ABLATE),

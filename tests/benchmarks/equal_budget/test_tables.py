@@ -82,6 +82,18 @@ def test_no_setting_that_meets_all_is_said() -> None:
     assert _row(text, "LGQ, tuned")[-1] == "4 of 5"
 
 
+def test_claims_beside_what_was_measured() -> None:
+    one = result()
+    one["arms"].append({**one["arms"][-1], "name": "usage_0", "run": "tradeoff-usage_0"})
+    one["arms"].append({**one["arms"][-1], "name": "usage_0_peak_0", "run": "none", "group": "lambda_peak 0"})
+    one["runs"].append(run("tradeoff", "lgq", 24.1, 95.0, 250, name="tradeoff-usage_0"))
+    rows = TABLES["claims"](one).splitlines()
+    assert rows[0] == "|  | claimed | LGQ, tuned | lambda_usage 0 |"
+    assert rows[2].endswith("against FSQ | -11.88 % | -12.7 ± 6.4 % | -5.0 % |")
+    assert rows[3] == "| active codes against FSQ | -49.96 % | -20.0 ± 0.0 % | -75.0 % |"
+    assert rows[5] == "| active codes against SimVQ | -49.45 % | -21.9 ± 0.0 % | -75.6 % |"
+
+
 def test_the_other_tables() -> None:
     made = {name: table(result()) for name, table in TABLES.items()}
     assert _row(made["codes"], "LGQ")[1:3] == ["800 ± 0", "400 ± 0"] and "| 8,192 |" in made["codes"]
@@ -129,7 +141,9 @@ def test_parts_of_a_page_are_rendered(tmp_path: Path) -> None:
     )
     assert page.part("cpu", "rate", tmp_path) == "![rate and distortion](images/comparison_rate.png)"
     assert "equal_budget.geometry cpu`" in page.part("cpu", "geometry", tmp_path)
-    with pytest.raises(ValueError, match="no part 'colour' of equal_budget, there are ablation, codes, colours"):
+    with pytest.raises(
+        ValueError, match="no part 'colour' of equal_budget, there are ablation, claims, codes, colours"
+    ):
         page.part("cpu", "colour", tmp_path)
     with pytest.raises(ValueError, match="expected one '<!-- rendered: equal_budget:cpu:quality -->'"):
         page.render_equal_budget(text + text, tmp_path)
