@@ -189,7 +189,7 @@ def _missing(one: Judged) -> float:
 def _settings_of_lgq(result: Result) -> list[tuple[str, list[dict[str, Any]]]]:
     """Labels and runs: the tuned settings, other K, and all arms that are not the base arm's."""
     found = []
-    for method in ("lgq", "lgq_paper", "lgq_bare"):
+    for method in ("lgq", "lgq_paper", "lgq_bare", "lgq_quarter"):
         label = result["methods"][method]["label"]
         if runs := runs_of(result, COMPARE, method):
             found.append((f"{label}, tuned", runs))

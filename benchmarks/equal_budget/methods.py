@@ -162,10 +162,19 @@ _WITH_NORM = {
     )
 }
 # The main four without that norm, each tuned anew: it scales latents, and takes something of a picture's mean colour
-METHODS = _WITH_NORM | {
+_BARE = {
     f"{name}_bare": replace(_WITH_NORM[name], name=f"{name}_bare", label=f"{label}, no norm", trend=False, norm=False)
     for name, label in (("lgq", "LGQ"), ("vq", "VQ (cosine)"), ("fsq", "FSQ"), ("simvq", "SimVQ"))
 }
+
+
+def _lgq_quarter(codes: int) -> Overrides:
+    """A codebook of K / 4 beside the others' K."""
+    return {**_lgq(codes), "model.codebook_size": codes // 4}
+
+
+_QUARTER = replace(_BARE["lgq_bare"], name="lgq_quarter", label="LGQ, no norm, K / 4", fields=_lgq_quarter)
+METHODS = {**_WITH_NORM, **_BARE, _QUARTER.name: _QUARTER}
 
 
 def describe(overrides: Overrides) -> str:

@@ -32,6 +32,7 @@ STYLES = {
     "ibq": ("#B8A600", "^"),
 }
 STYLES |= {f"{name}_bare": (STYLES[name][0], "X") for name in ("lgq", "vq", "fsq", "simvq")}
+STYLES["lgq_quarter"] = (STYLES["lgq"][0], "v")
 PLOTS: dict[str, Callable[[Result], "Figure"]] = {}
 
 

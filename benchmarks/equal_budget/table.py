@@ -211,9 +211,15 @@ def colours_table(result: Result) -> str:
     return markdown(["method", "PSNR of each seed, dB", *axes, "PSNR with mean colours matched, dB"], rows)
 
 
+def _by_seed(result: Result, method: str) -> dict[int, dict[str, Any]]:
+    return {run["seed"]: run for run in runs_of(result, COMPARE, method)}
+
+
 def claims_table(result: Result) -> str:
     """Each number of the paper's claim, beside LGQ as tuned (all seeds), and with no usage term (one seed)."""
-    settings = [("LGQ, tuned", {run["seed"]: run for run in runs_of(result, COMPARE, "lgq")})]
+    tuned = ("lgq", "lgq_bare", "lgq_quarter")
+    settings = [(f"{result['methods'][name]['label']}, tuned", _by_seed(result, name)) for name in tuned]
+    settings = [one for one in settings if one[1]]
     by_name = {run["name"]: run for run in result["runs"] if "failed" not in run}
     for arm in result["arms"]:
         run = by_name.get(arm["run"])
@@ -222,7 +228,7 @@ def claims_table(result: Result) -> str:
             settings.append((f"lambda_usage 0{peak}", {run["seed"]: run}))
     rows = []
     for words, other, metric, claimed in CLAIMS:
-        theirs = {run["seed"]: run["metrics"][metric] for run in runs_of(result, COMPARE, other)}
+        theirs = {seed: run["metrics"][metric] for seed, run in _by_seed(result, other).items()}
         row = [f"{words} against {result['methods'][other]['label']}", f"{number(claimed, 2)} %"]
         for _, ours in settings:
             both = sorted(set(ours) & set(theirs))

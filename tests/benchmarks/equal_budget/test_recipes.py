@@ -49,7 +49,7 @@ def test_methods_differ_in_nothing_but_the_quantizer(scale: Scale) -> None:
             assert found["model"].pop("latent_group_norm", True) == METHODS[run.method].norm
             assert found == first, run.name
             whole = identity(run.recipe(PLACE))  # valid, as are the model's fields
-            assert whole["model"]["codebook_size"] == run.codes
+            assert whole["model"]["codebook_size"] == run.codes // (4 if run.method == "lgq_quarter" else 1)
         assert first["max_steps"] == (scale.tuning_steps if stage == TUNE else scale.steps)
 
 
@@ -63,7 +63,9 @@ def test_runs_of_one_seed_begin_alike_and_seeds_do_not() -> None:
 
 def test_methods_without_the_norm_differ_in_that_alone() -> None:
     bare = [method for method in METHODS.values() if not method.norm]
-    assert [method.name for method in bare] == ["lgq_bare", "vq_bare", "fsq_bare", "simvq_bare"]
+    assert [method.name for method in bare] == ["lgq_bare", "vq_bare", "fsq_bare", "simvq_bare", "lgq_quarter"]
+    quarter = METHODS["lgq_bare"].overrides(1024, 3) | {"model.codebook_size": 256}
+    assert bare.pop().overrides(1024, 3) == quarter
     for method in bare:
         whole = METHODS[method.name.removesuffix("_bare")]
         assert method.overrides(1024, 3) == {**whole.overrides(1024, 3), "model.latent_group_norm": False}
