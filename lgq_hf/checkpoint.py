@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, default_checkpoint
+from lgq_hf.downloaded import check_downloaded
 from lgq_hf.pictures import check_shorter_side
 
 SHORT = 12  # hex digits of a fingerprint that people are shown
@@ -158,6 +159,7 @@ def find_checkpoint(reference: str | None, revision: str | None = None) -> Refer
             patterns: Any = {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": ["*/*"]}
             folder, name = Path(snapshot_download(place, revision=revision, **patterns)), place
     with _explained(place):
+        check_downloaded(folder)
         return Reference(
             name=name,
             revision=None if folder == Path(place) else folder.name,
@@ -239,7 +241,9 @@ def _load(place: str, revision: str | None, dtype: torch.dtype) -> tuple[Path, L
             f"its image processor pads to multiples of {processor.pad_to_multiple_of}, the model needs multiples of "
             f"{factor}: set pad_to_multiple_of in preprocessor_config.json"
         )
-    return Path(str(cached_file(place, "config.json", **at))).parent, model, processor
+    folder = Path(str(cached_file(place, "config.json", **at))).parent
+    check_downloaded(folder)
+    return folder, model, processor
 
 
 def _one_line(error: Exception) -> str:

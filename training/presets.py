@@ -10,6 +10,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "best": {
         "model": {
+            "latent_group_norm": False,
             "code_dim": 8,
             "distance": "sq_l2",
             "straight_through": "identity",
@@ -27,6 +28,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "paper": {
         "model": {
+            "latent_group_norm": True,
             "code_dim": None,
             "distance": "sq_l2",
             "straight_through": "soft",
@@ -75,6 +77,8 @@ def with_preset(values: Any, where: str) -> Any:
                 raise ValueError(f"preset '{name}' of {where} is of {got}: leave the preset out")
             return values
     preset = copy.deepcopy(PRESETS[name])
+    if given.get("backbone", "lgq") != "lgq":
+        del preset["model"]["latent_group_norm"]  # the other backbone has none
     if given.get("straight_through") == "soft":
         preset["model"]["commitment_weight"] = 1.0
     for section, fields in preset.items():

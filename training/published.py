@@ -4,15 +4,18 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi
 
-from training.run_recipe import RunRecipe
+from lgq_hf.hub import push
+from lgq_hf.publishable import check_publishable
+from training.run_recipe import Report, RunRecipe
 
 
 def portable_place(place: str) -> str:
@@ -23,11 +26,14 @@ def portable_place(place: str) -> str:
 def portable(recipe: RunRecipe, places: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """The recipe in full; of its output folder, and of the local paths in the fields `places`, the last name stays.
 
+    Where it was published is left out: who does it again does not publish in the same place.
+
     Args:
         places: (section, field) of paths; those that are `None` stay.
     """
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
     values["output_dir"] = Path(values["output_dir"]).resolve().name
+    values["report"] |= {"push_to_hub": None, "hub_private": False}
     for section, name in places:
         if value := values[section][name]:
             values[section][name] = portable_place(value)
@@ -67,8 +73,12 @@ def duration(hours: float) -> str:
 
 def run_facts(results: dict[str, Any], recipe: RunRecipe) -> dict[str, Any]:
     """What every card says of its run, by the names of its template."""
-    hardware = results["hardware"]
+    hardware, license_ = results["hardware"], recipe.report.license
     return {
+        "license": f"license: {license_}\n" if license_ else "",
+        "licence": f"These weights: {license_}. State here that of the pictures that they were trained on."
+        if license_
+        else "State the licence of these weights here, and of the pictures that they were trained on.",
         "steps": f"{results['steps']:,}",
         "batch_size": recipe.batch_size,
         "duration": duration(results["hours"]),
@@ -79,17 +89,24 @@ def run_facts(results: dict[str, Any], recipe: RunRecipe) -> dict[str, Any]:
     }
 
 
-def prepare_push(repo_id: str, api: HfApi | None = None) -> None:
-    """Creates the repository, so that a missing token or permission shows before the training and not after it."""
-    (api or HfApi()).create_repo(repo_id, repo_type="model", exist_ok=True)
+def push_final(folder: Path, report: Report) -> None:
+    """Publishes a run's final folder as its recipe says, and prints the address of the commit.
 
-
-def push(folder: Path, repo_id: str, api: HfApi | None = None) -> str:
-    """Uploads all of the published folder in one commit; returns its address."""
-    info = (api or HfApi()).upload_folder(
-        folder_path=folder,
-        repo_id=repo_id,
-        repo_type="model",
-        commit_message=f"Upload {folder.resolve().parent.name}",
-    )
-    return str(info.commit_url)
+    Raises:
+        SystemExit: with status 1 where that fails; the folder stands, and how to go on is printed.
+    """
+    assert report.push_to_hub is not None
+    name = folder.resolve().parent.name
+    try:
+        pushed = push(
+            check_publishable(folder), report.push_to_hub, private=report.hub_private, message=f"Upload {name}"
+        )
+    except Exception as error:  # whatever it is, training is done and must not seem to have failed
+        command = ["lgq", "push", str(folder), report.push_to_hub, *(["--private"] if report.hub_private else [])]
+        print(
+            f"the run is finished and stands in {folder}, but it was not published: {error}\n"
+            f"To publish it: {shlex.join(command)}",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from error
+    print(pushed.url)

@@ -240,7 +240,8 @@ class Recipe(RunRecipe):
                 value = getattr(self.quantizer, field.name)
                 if field.name.startswith("temperature_") and value != field.default:
                     raise ValueError(
-                        f"quantizer.{field.name} is LGQ's, and model.quantizer is '{quantizer}': leave it out, got {value}"
+                        f"quantizer.{field.name} is LGQ's, and model.quantizer is '{quantizer}': leave it out, "
+                        f"got {value}"
                     )
 
     def config(self) -> LGQConfig:

@@ -19,12 +19,12 @@ from accelerate.utils import set_seed
 from PIL import Image
 
 from lgq_hf.files import atomic_folder
+from lgq_hf.hub import prepare
 from lgq_hf.provenance import provenance
 from training.base_step import BaseStep
 from training.launch import check_launch, end_with_the_launcher
 from training.log import Clock, RunLog, check_tracker, read_csv
 from training.not_finite import stop_if_not_finite
-from training.published import prepare_push
 from training.recipe_file import AnyRecipe, flat
 from training.run_state import Progress, check_recipe, run_on_main, save_checkpoint, shared_checkpoint
 
@@ -49,8 +49,8 @@ class Run(ABC, Generic[AnyRecipe]):
     higher_is_better: bool
     step: BaseStep
 
-    def __init__(self, recipe: AnyRecipe, *, allow_change: list[str], push_to_hub: str | None) -> None:
-        self.recipe, self.push_to_hub = recipe, push_to_hub
+    def __init__(self, recipe: AnyRecipe, *, allow_change: list[str]) -> None:
+        self.recipe = recipe
         check_tracker(recipe.report.tracker)
         self.output = Path(recipe.output_dir)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -65,8 +65,8 @@ class Run(ABC, Generic[AnyRecipe]):
         self.check()
         self.checkpoint = shared_checkpoint(self.accelerator, self.output)
         run_on_main(self.accelerator, partial(self._prepare_output, allow_change))
-        if push_to_hub:
-            run_on_main(self.accelerator, partial(prepare_push, push_to_hub))
+        if repository := recipe.report.push_to_hub:  # what is missing for it shows now, not after hours
+            run_on_main(self.accelerator, partial(prepare, repository, private=recipe.report.hub_private))
         self.provenance = provenance(strict=False)
         set_seed(recipe.seed)
         size = self.open_data()

@@ -1,13 +1,16 @@
 """What the recipe of every run has, whatever it trains: optimizer, report, and how a step is shared."""
 
 import dataclasses
+import re
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
+from lgq_hf.hub import check_name
 from training.schedules import LearningRateSchedule
 
 Number = float | int
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 def check_counts(prefix: str, section: Any, names: tuple[str, ...], least: int = 1) -> None:
@@ -60,17 +63,40 @@ class Optimizer:
 @strict
 @dataclasses.dataclass
 class Report:
-    """What a run writes besides. `tracker` needs its package: `lgq_hf[tensorboard]`, `lgq_hf[trackio]`."""
+    """What a run writes besides, and where its result goes.
+
+    Attributes:
+        tracker: needs its package: `lgq_hf[tensorboard]`, `lgq_hf[trackio]`.
+        license: of the weights, for the card: an identifier of the Hub's, such as `"mit"`; needed to publish.
+        push_to_hub: repository, `"org/name"`, that the final folder is published in; the Hub is asked for it, and for
+            the right to write there, before the first step.
+        hub_private: whether that repository is private.
+    """
 
     log_every: int = 50
     checkpoint_every: int = 1000
     checkpoints_kept: int = 2
     tracker: Literal["none", "tensorboard", "trackio"] = "none"
     project: str = "lgq"
+    license: str | None = None
+    push_to_hub: str | None = None
+    hub_private: bool = False
 
     def validate_ranges(self) -> None:
-        """Refuses counts below one."""
+        """Refuses counts below one, and what could not be published at the end."""
         check_counts("report.", self, ("log_every", "checkpoint_every", "checkpoints_kept"))
+        if self.license is not None and not _LICENSE.fullmatch(self.license):
+            raise ValueError(f"report.license must be an identifier of the Hub's, such as mit, got {self.license!r}")
+        if self.push_to_hub is None:
+            if self.hub_private:
+                raise ValueError("report.hub_private=true is for report.push_to_hub, which is not set: leave it out")
+            return
+        check_name(self.push_to_hub)
+        if self.license is None:
+            raise ValueError(
+                f"report.push_to_hub={self.push_to_hub} needs report.license, the licence of the weights, such as "
+                "mit: nothing is published without one"
+            )
 
 
 @strict

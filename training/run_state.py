@@ -16,6 +16,8 @@ from accelerate.utils import broadcast_object_list
 from lgq_hf.files import atomic_file, atomic_folder, temporary_name
 
 _FIELDS = ("source_size", "step", "pictures", "seconds", "best", "best_step")
+# fields that may differ when a run goes on: the folder may have been moved, and where the result goes changes nothing
+_FREE = frozenset({"output_dir", "report.license", "report.push_to_hub", "report.hub_private"})
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -106,7 +108,8 @@ def check_recipe(output: Path, fields: dict[str, Any], *, resuming: bool, allowe
     """Keeps the recipe beside its checkpoints, and refuses to resume them with another one.
 
     Args:
-        fields: the recipe's values by dotted name; `output_dir` may differ, the folder may have been moved.
+        fields: the recipe's values by dotted name; the place of the output and what is said of its publication may
+            differ.
         allowed: names that may differ.
 
     Raises:
@@ -119,7 +122,7 @@ def check_recipe(output: Path, fields: dict[str, Any], *, resuming: bool, allowe
     if resuming and path.exists():
         before = json.loads(path.read_text())
         differ = [name for name in fields | before if fields.get(name) != before.get(name)]
-        if refused := sorted(set(differ) - {"output_dir", *allowed}):
+        if refused := sorted(set(differ) - _FREE - {*allowed}):
             changes = "; ".join(f"{name} was {before.get(name)!r}, is {fields.get(name)!r}" for name in refused)
             raise ValueError(
                 f"the run in {output} was started with another recipe: {changes}. Give another output_dir, or go on "

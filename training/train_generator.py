@@ -124,7 +124,7 @@ class GeneratorRun(Run[GeneratorRecipe]):
             results=results,
             logs=[self.output / "training.csv", self.output / "validation.csv"],
             samples=self.output / "samples" / f"step-{self.progress.step:08d}.png",
-            repo_id=self.push_to_hub,
+            repo_id=self.recipe.report.push_to_hub,
         )
 
     def results(self) -> dict[str, Any]:

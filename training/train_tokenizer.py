@@ -276,7 +276,7 @@ class TokenizerRun(Run[Recipe]):
             discriminator=self.step.discriminator,
             recipe=self.recipe,
             results=results,
-            repo_id=self.push_to_hub,
+            repo_id=self.recipe.report.push_to_hub,
             logs=[self.output / "training.csv", self.output / "validation.csv"],
         )
 

@@ -43,11 +43,10 @@ def pixels(text: str) -> int:
     return size
 
 
-def add_device(parser: Any) -> None:
+def add_device(parser: Any, default: str = "auto") -> None:
     """--device."""
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
-    )
+    told = "default: a GPU if there is one" if default == "auto" else f"auto: a GPU if there is one ({default})"
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=default, help=told)
 
 
 def add_drawing(parser: Any, seed: int | None) -> None:
@@ -138,4 +137,22 @@ def _add_tokenizer(parser: Any) -> None:
     model.add_argument("--lpips-heads", metavar="FILE", help="heads of the lpips project, for LPIPS")
 
 
-__all__ = ["FOR_GENERATORS", "FOR_TOKENIZERS", "add_device", "add_drawing", "add_evaluate", "pixels"]
+def add_push(commands: Any) -> None:
+    """`lgq push`."""
+    parser = commands.add_parser(
+        "push",
+        help="publish a checkpoint or a pipeline on the Hub",
+        description="Checks a folder (it loads and works, has a card with a licence, and results of its weights), "
+        "uploads what belongs to it as one commit, and compares what arrived. See docs/publishing.md.",
+        epilog="Exit status: 0 published and compared, 2 refused or failed.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="of a tokenizer or pipeline, such as `final` of a run")
+    parser.add_argument("repository", metavar="ORG/NAME", help="model repository; made if it is not there")
+    parser.add_argument("--dry-run", action="store_true", help="list what would go; nothing is sent, no token needed")
+    parser.add_argument("--private", action="store_true", help="make the repository private; one that exists must be")
+    parser.add_argument("--revision", metavar="BRANCH", help="commit to this branch, made if it is not there (main)")
+    parser.add_argument("--tag", metavar="TAG", help="give this name, which must be new, to the commit")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+
+
+__all__ = ["FOR_GENERATORS", "FOR_TOKENIZERS", "add_device", "add_drawing", "add_evaluate", "add_push", "pixels"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from lgq_hf._version import __version__
 
-from .arguments import add_device, add_drawing, add_evaluate, pixels
+from .arguments import add_device, add_drawing, add_evaluate, add_push, pixels
 
 EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 128 + signal.SIGINT
 EXIT_STATUS = "Exit status: 0 all done, 1 some pictures failed (listed at the end), 2 wrong usage or nothing to do."
@@ -25,6 +25,12 @@ def _rows(text: str) -> tuple[int, int]:
     if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
         raise argparse.ArgumentTypeError(f"expected two numbers A:B, A below B, got {text!r}")
     return int(start), int(stop)
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"expected a port, 1 to 65535, got {text!r}")
+    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,6 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_tokenize(commands, model)
     _add_generate(commands)
     add_evaluate(commands)
+    add_push(commands)
+    _add_export(commands)
+    _add_demo(commands)
     info = commands.add_parser("info", help="what a checkpoint is and what its tokens cost", epilog=EXIT_STATUS)
     info.add_argument(
         "model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository (default: built in)"
@@ -154,6 +163,44 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write: .png")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the networks (as saved)")
     add_drawing(parser, seed=None)
+
+
+def _add_export(commands: Any) -> None:
+    """`lgq export`."""
+    parser = commands.add_parser(
+        "export",
+        help="encoder and decoder as ONNX, or as programs of torch.export",
+        description="Writes encoder and decoder for batches and pictures of any size, with preprocessor_config.json "
+        "and export.json, and checks them against the model. See docs/exporting.md.",
+        epilog="Exit status: 0 written and checked, 2 refused or failed: then nothing is written.",
+    )
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository (default: built in)"
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder to make; one that exists is empty"
+    )
+    parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx", help="pt2: for torch.export.load (onnx)")
+
+
+def _add_demo(commands: Any) -> None:
+    """`lgq demo`."""
+    parser = commands.add_parser(
+        "demo",
+        help="a page that shows pictures, their tokens, and what changing them does",
+        description="A page for the browser: pictures, their tokens and reconstructions, what editing a token does, "
+        "and where a code occurs. See docs/demo.md.",
+        epilog="Exit status: 2 wrong usage, a model that cannot be loaded or a port that is taken.",
+    )
+    named = "checkpoint folder or Hub repository"
+    parser.add_argument("--model", metavar="PATH_OR_REPO", help=f"{named} (default: built in)")
+    parser.add_argument("--compare", metavar="PATH_OR_REPO", help=f"{named} to show beside it")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="address to answer on; 0.0.0.0 for all (127.0.0.1)"
+    )
+    parser.add_argument("--port", type=_port, default=7860, metavar="N", help="port to answer on (7860)")
+    parser.add_argument("--share", action="store_true", help="a public link through gradio's servers, for a week")
+    add_device(parser, default="cpu")
 
 
 @contextlib.contextmanager

@@ -1,15 +1,16 @@
-"""Packages that some metrics need and the library does not: imported when they are used, missing with a hint."""
+"""Packages that some parts need and the library does not: imported when they are used, missing with a hint."""
 
 import importlib
 from types import ModuleType
 
 
-def import_extra(module: str, needed_for: str) -> ModuleType:
-    """The module of that name, which the extra `metrics` installs.
+def import_extra(module: str, needed_for: str, extra: str = "metrics") -> ModuleType:
+    """The module of that name, which an extra of this package installs.
 
     Args:
         module: name to import, such as "pytorch_msssim".
         needed_for: what cannot be had without it, for the message.
+        extra: name of the extra.
 
     Raises:
         ModuleNotFoundError: it is not installed; says how to install it.
@@ -19,7 +20,7 @@ def import_extra(module: str, needed_for: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        hint = f"{needed_for} needs the package {module}, which is not installed: pip install 'lgq_hf[metrics]'"
+        hint = f"{needed_for} needs the package {module}, which is not installed: pip install 'lgq_hf[{extra}]'"
         raise ModuleNotFoundError(hint, name=module) from error
 
 

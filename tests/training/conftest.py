@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -115,23 +114,6 @@ def recipe(corpus: Path, tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """What a stand-in for huggingface_hub.HfApi was asked, with the repository or the names of the files."""
-    calls: list[tuple[str, Any]] = []
-
-    class Hub:
-        def create_repo(self, repo_id: str, **options: Any) -> None:
-            calls.append(("create", repo_id))
-
-        def upload_folder(self, *, folder_path: Path, repo_id: str, **options: Any) -> Any:
-            calls.append(("upload", sorted(path.name for path in Path(folder_path).iterdir())))
-            return SimpleNamespace(commit_url="https://hub.example/commit")
-
-    monkeypatch.setattr("training.published.HfApi", Hub)
-    return calls
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,12 @@ def test_the_soft_estimator_brings_its_commitment(tmp_path: Path) -> None:
     recipe.config()
 
 
+def test_the_other_backbone_has_no_norm_to_leave_out(tmp_path: Path) -> None:
+    recipe = read(tmp_path, {"model": {"backbone": "vqgan"}})
+    assert "latent_group_norm" not in recipe.model and recipe.model["code_dim"] == 8
+    recipe.config()
+
+
 @pytest.mark.parametrize(
     "model",
     [

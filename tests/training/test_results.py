@@ -20,7 +20,6 @@ from lgq_hf.provenance import provenance
 from tests.training import steps
 from training.discriminator import PatchDiscriminator
 from training.log import CsvLog
-from training.published import prepare_push, push
 from training.recipe import Recipe, read_recipe
 from training.results import card, corpus_summary, portable_recipe, write_final
 
@@ -308,44 +307,3 @@ def test_summary_of_a_corpus(corpus: Path) -> None:
     summary = corpus_summary(corpus)
     assert summary["packages"] == {"photographs": 6} and summary["files"] == summary["source_pictures"] == 6
     assert re.fullmatch("[0-9a-f]{64}", summary["manifest_sha256"])
-
-
-class Recorder:
-    """Stands in for the Hub."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.error = error
-
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        self._call("create_repo", {"repo_id": repo_id, **options})
-
-    def upload_folder(self, **options: Any) -> Any:
-        files = {path.relative_to(options["folder_path"]).as_posix() for path in options["folder_path"].rglob("*")}
-        self._call("upload_folder", {**options, "files": files})
-        return type("Commit", (), {"commit_url": "https://hub/commit/1"})
-
-    def _call(self, name: str, options: dict[str, Any]) -> None:
-        self.calls.append((name, options))
-        if self.error is not None:
-            raise self.error
-
-
-def test_pushing(final: Path) -> None:
-    hub: Any = Recorder()
-    prepare_push("somebody/tokens", hub)
-    assert hub.calls == [("create_repo", {"repo_id": "somebody/tokens", "repo_type": "model", "exist_ok": True})]
-    assert push(final, "somebody/tokens", hub) == "https://hub/commit/1"
-    ((name, options),) = hub.calls[1:]
-    assert name == "upload_folder" and options.pop("files") == {path.name for path in final.iterdir()}
-    assert options.pop("folder_path") == final
-    assert options == {"repo_id": "somebody/tokens", "repo_type": "model", "commit_message": "Upload flowers"}
-
-
-def test_errors_of_the_hub_pass_through(final: Path) -> None:
-    hub: Any = Recorder(PermissionError("403: no write access"))
-    with pytest.raises(PermissionError, match="403: no write access"):
-        prepare_push("somebody/tokens", hub)
-    with pytest.raises(PermissionError, match="403: no write access"):
-        push(final, "somebody/tokens", hub)
-    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]

@@ -5,11 +5,9 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -223,16 +221,3 @@ def test_other_rows_and_guidance_without_labels_are_refused(
     ]
     with pytest.raises(ValueError, match=r"validation\.guidance_scale=2 needs labels, and .*plain has none"):
         main([*arguments, *places, "validation.guidance_scale=2"])
-
-
-def test_push_to_hub(
-    generator_recipe: Recipe, tmp_path: Path, hub: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["--config", str(generator_recipe("autoregressive", max_steps=1)), "--push_to_hub", "org/name"])
-    (created, repository), (uploaded, files) = hub
-    assert (created, repository, uploaded) == ("create", "org/name", "upload")
-    names = {"README.md", "model_index.json", "transformer", "vqvae", "recipe.yaml", "results.json", "samples.png"}
-    assert names <= set(files) and "https://hub.example/commit" in capsys.readouterr().out
-    final = tmp_path / "run" / "final"
-    assert 'LGQAutoregressivePipeline.from_pretrained("org/name")' in (final / "README.md").read_text()
-    assert yaml.safe_load((final / "recipe.yaml").read_text())["data"]["path"] == "train"

@@ -285,24 +285,6 @@ def test_a_validation_that_fails_costs_no_work(recipe: Path, tmp_path: Path, mon
     assert newest_checkpoint(tmp_path / "run")[1] == 6
 
 
-def test_push_to_hub(
-    recipe: Path, tmp_path: Path, hub: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["--config", str(recipe), "max_steps=2", "--push_to_hub", "org/name"])
-    (created, repository), (uploaded, files) = hub
-    assert (created, repository, uploaded) == ("create", "org/name", "upload")
-    names = {
-        "README.md",
-        "model.safetensors",
-        "discriminator.safetensors",
-        "recipe.yaml",
-        "results.json",
-        "training.csv",
-    }
-    assert names <= set(files) and "https://hub.example/commit" in capsys.readouterr().out
-    assert 'from_pretrained("org/name")' in (tmp_path / "run" / "final" / "README.md").read_text()
-
-
 def test_lpips_from_weight_files(recipe: Path, tmp_path: Path) -> None:
     widths = [(0, 3, 64), (2, 64, 64), (5, 64, 128), (7, 128, 128), (10, 128, 256), (12, 256, 256), (14, 256, 256)]
     widths += [(17, 256, 512), *((number, 512, 512) for number in (19, 21, 24, 26, 28))]

@@ -1,0 +1,194 @@
+"""Encode and decode as programs without Python: `torch.export`, and ONNX, for batches and pictures of any size.
+
+What is written is checked before it is there: the files are loaded again and run on random input of two sizes and
+batch sizes. Shapes: B images, H W pixels, f downsampling factor, h = H / f and w = W / f, N = B*h*w, K codes.
+"""
+
+import json
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from lgq_hf import LGQImageProcessor, LGQModel
+from lgq_hf.checkpoint import fingerprint
+from lgq_hf.export_check import check_parity
+from lgq_hf.files import atomic_folder
+from lgq_hf.metrics.extras import import_extra
+from lgq_hf.onnx_programs import OPSET, name_axes, session, to_onnx
+from lgq_hf.provenance import versions
+from lgq_hf.static_model import StaticDecoder, StaticEncoder
+
+FACTS = "export.json"
+AXES = ("batch", "grid_height", "grid_width")
+SMALLEST_GRID = 2  # torch.export assumes that a size that may change is not 1
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_programs(model: LGQModel) -> tuple[ExportedProgram, ExportedProgram]:
+    """Encoder and decoder as [`StaticEncoder`] and [`StaticDecoder`] have them, of torch's own operators.
+
+    Batch, H and W are dynamic: B at least 1, H and W multiples of f and at least 2 f. The weights are shared.
+
+    Args:
+        model: on the CPU, in evaluation mode, with float32 weights.
+
+    Returns:
+        `pixel_values` (B, 3, H, W) fp32 -> `image_tokens` (B, h, w) int64, or (B, h, w, G); and `image_tokens` ->
+        `decoded_pixel_values` (B, 3, H, W) fp32.
+
+    Raises:
+        ValueError: for a model in another state, or a quantizer that has no static form.
+        TypeError: for a model of another class, such as one of code that came with a checkpoint.
+    """
+    return _trace_encoder(model), _trace_decoder(model)
+
+
+def export_onnx(model: LGQModel, processor: LGQImageProcessor, folder: str | Path) -> dict[str, Any]:
+    """Writes `encoder.onnx` and `decoder.onnx`, `preprocessor_config.json` and `export.json`, all or nothing.
+
+    Checked with ONNX Runtime: for random pictures the graph's latents are the model's to within 1e-4 of the largest,
+    and its tokens are exactly those that the model's quantizer gives for the graph's latents (in fp32 or float64:
+    FSQ's rounding can tell them apart). So a token differs from the model's only where the network's rounding moved a
+    latent over a border. Decoded pixels of random tokens are those of the model to within 1e-4, times the largest
+    where that is above 1, and tokens -1 and K are refused.
+
+    Args:
+        model: as in `export_programs`.
+        processor: its image processor.
+        folder: is made, or is empty.
+
+    Returns:
+        What `export.json` says: versions, the weights' fingerprint, axes, and the figures of the check.
+
+    Raises:
+        ValueError: as in `export_programs`; a folder that is not empty; a processor that pads to another multiple.
+        ExportError: what was exported failed the check; nothing is written.
+        ModuleNotFoundError: without onnx, onnxscript and onnxruntime, naming the extra.
+    """
+    onnx, _, runtime = (import_extra(package, "export to ONNX", "export") for package in _PACKAGES)
+
+    def write(target: Path) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        encoder = to_onnx(_trace_encoder(model, with_rows=True), ["image_tokens", "latents"])
+        decoder = to_onnx(_trace_decoder(model), ["decoded_pixel_values"])
+        name_axes(encoder.model, encoder.model.graph.outputs[0], AXES)
+        name_axes(decoder.model, decoder.model.graph.inputs[0], AXES)
+        encoder.model.graph.outputs.pop()  # the check alone looks at the latents, in a copy
+        encoder.save(target / "encoder.onnx")
+        decoder.save(target / "decoder.onnx")
+        tokens_of, decode = (session(runtime, target / f"{name}.onnx") for name in ("encoder", "decoder"))
+        probe = onnx.load(target / "encoder.onnx", load_external_data=False)
+        shape = [None, model.config.quantizer_dim]
+        probe.graph.output.append(onnx.helper.make_tensor_value_info("latents", onnx.TensorProto.FLOAT, shape))
+        onnx.save(probe, target / "probe.onnx")
+        latents_of = session(runtime, target / "probe.onnx")
+        (target / "probe.onnx").unlink()
+        return lambda pixels: (tokens_of(pixels)[0], latents_of(pixels)[1]), lambda tokens: decode(tokens)[0]
+
+    about = {"opset": OPSET, "packages": {package: metadata.version(package) for package in _PACKAGES}}
+    return _write(model, processor, Path(folder), "onnx", about, write)
+
+
+def export_pt2(model: LGQModel, processor: LGQImageProcessor, folder: str | Path) -> dict[str, Any]:
+    """As `export_onnx`, with `encoder.pt2` and `decoder.pt2` for `torch.export.load`; torch alone is needed.
+
+    The check takes the model's own latents, so tokens must be equal, but for what FSQ rounds in float64 here.
+    """
+
+    def write(target: Path) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        for name, program in zip(("encoder", "decoder"), export_programs(model), strict=True):
+            torch.export.save(program, target / f"{name}.pt2")
+        encode, decode = (torch.export.load(target / f"{name}.pt2").module() for name in ("encoder", "decoder"))
+        return lambda pixels: (encode(pixels), model.quantizer.to_rows(model.latents(pixels))), decode
+
+    return _write(model, processor, Path(folder), "pt2", {}, write)
+
+
+def check_output(folder: Path) -> None:
+    """Refuses a folder that holds something, and a file (`ValueError`)."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder: take another name, nothing is replaced")
+
+
+def _trace_encoder(model: LGQModel, *, with_rows: bool = False) -> ExportedProgram:
+    factor = _check_model(model)
+    batch, height, width = _axes()
+    example = torch.zeros(2, model.config.in_channels, 3 * factor, 5 * factor)
+    return _trace(
+        StaticEncoder(model, with_rows=with_rows), example, {0: batch, 2: factor * height, 3: factor * width}
+    )
+
+
+def _trace_decoder(model: LGQModel) -> ExportedProgram:
+    _check_model(model)
+    groups = model.config.tokens_per_position
+    example = torch.zeros(2, 3, 5, *([groups] if groups > 1 else []), dtype=torch.int64)
+    return _trace(StaticDecoder(model), example, dict(enumerate(_axes())))
+
+
+def _axes() -> list[Any]:
+    return [Dim(name, min=least) for name, least in zip(AXES, (1, SMALLEST_GRID, SMALLEST_GRID), strict=True)]
+
+
+@torch.no_grad()
+def _trace(module: torch.nn.Module, example: Tensor, axes: dict[int, Any]) -> ExportedProgram:
+    program = torch.export.export(module, (example,), dynamic_shapes=(axes,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths on this machine
+    return program
+
+
+def _check_model(model: LGQModel) -> int:
+    """The model's downsampling factor; `ValueError` for what would be traced wrongly."""
+    if not isinstance(model, LGQModel):
+        found = f"{type(model).__module__}.{type(model).__name__}"
+        raise TypeError(f"expected a model of lgq_hf, got {found}: load it with lgq_hf.LGQModel.from_pretrained")
+    dtypes, devices = ({str(getattr(v, of)) for v in model.parameters()} for of in ("dtype", "device"))
+    if dtypes != {"torch.float32"}:
+        raise ValueError(f"expected float32 weights, got {sorted(dtypes)}: load the model with dtype=torch.float32")
+    if devices != {"cpu"}:
+        raise ValueError(f"expected a model on the CPU, got {sorted(devices)}: move it with model.to('cpu')")
+    if model.training:
+        raise ValueError("expected a model in evaluation mode, got one in training mode: call model.eval()")
+    return int(model.config.spatial_downsample_factor)
+
+
+def _write(
+    model: LGQModel, processor: LGQImageProcessor, folder: Path, kind: str, about: dict[str, Any], write: Callable
+) -> dict[str, Any]:
+    """Writes the folder by `write`, which returns encode and decode as the files have them, and checks these."""
+    config, factor = model.config, _check_model(model)
+    check_output(folder)
+    if processor.pad_to_multiple_of % factor:
+        raise ValueError(
+            f"the image processor pads to multiples of {processor.pad_to_multiple_of}, the model needs multiples of "
+            f"{factor}: take the processor of this model, or set pad_to_multiple_of"
+        )
+    groups = [config.tokens_per_position] if config.tokens_per_position > 1 else []
+    batch, height, width = AXES
+    pixels = {"dtype": "float32", "shape": [batch, config.in_channels, f"{factor}*{height}", f"{factor}*{width}"]}
+    tokens = {"dtype": "int64", "shape": [batch, height, width, *groups], "below": config.codebook_size}
+    with atomic_folder(folder) as target:
+        encode, decode = write(target)
+        facts = {
+            "format": kind,
+            "encoder": {"file": f"encoder.{kind}", "pixel_values": pixels, "image_tokens": tokens},
+            "decoder": {"file": f"decoder.{kind}", "image_tokens": tokens, "decoded_pixel_values": pixels},
+            "dynamic_axes": list(AXES),
+            "multiple_of": factor,
+            "smallest_grid": [SMALLEST_GRID] * 2,
+            "fingerprint": fingerprint(sorted(model.state_dict().items())),
+            **about,
+            "versions": versions(),
+            "check": check_parity(model, encode, decode),
+        }
+        processor.to_json_file(target / "preprocessor_config.json")
+        (target / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return facts
+
+
+__all__ = ["AXES", "FACTS", "SMALLEST_GRID", "check_output", "export_onnx", "export_programs", "export_pt2"]
