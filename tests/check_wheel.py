@@ -26,6 +26,8 @@ WITHOUT_EXTRAS = {
     "metrics": ["evaluate", "lgq-default", "{}", "--output", "results.json"],
     "tokenize": ["tokenize", "{}", "-o", "tokens"],
     "generate": ["generate", "--pipeline", "{}", "-o", "grid.png"],
+    "demo": ["demo"],
+    "export": ["export", "--output", "exported"],
 }
 USE = """
 import sys

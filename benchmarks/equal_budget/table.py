@@ -271,6 +271,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "codes": codes_table,
     "colours": colours_table,
     "differences": differences_table,
+    "differences_bare": lambda result: differences_table(result, "lgq_bare"),
     "tuning": tuning_table,
     "targets": targets_table,
     "claims": claims_table,
