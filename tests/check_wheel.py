@@ -21,7 +21,7 @@ from packaging.metadata import Metadata
 ROOT = Path(__file__).parents[1]
 FIELDS = ("summary", "description", "author", "license_expression", "keywords", "requires_python", "project_urls")
 INSIDE = ("py.typed", "pretrained/lgq-default/model.safetensors", "pretrained/lgq-default/README.md")
-# what a user of the bare package meets, and the extra that the message must name; `{}` is a picture
+# what a user of the bare package meets, and the extra that the message must name; `{}` is a folder with a picture
 WITHOUT_EXTRAS = {
     "metrics": ["evaluate", "lgq-default", "{}", "--output", "results.json"],
     "tokenize": ["tokenize", "{}", "-o", "tokens"],
@@ -100,7 +100,9 @@ def main() -> int:
 
 def use(folder: Path, python: Path) -> None:
     """The five lines, the commands, and what commands say whose extra is missing."""
-    picture = folder / "picture.png"
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    picture = pictures / "picture.png"
     make = "import sys; from PIL import Image; Image.radial_gradient('L').convert('RGB').save(sys.argv[1])"
     run(python, "-c", make, picture, folder=folder)
     run(python, "-c", USE, picture, folder=folder)
@@ -110,7 +112,7 @@ def use(folder: Path, python: Path) -> None:
     run(lgq, "decode", "tokens.safetensors", "-o", "decoded", folder=folder)
     assert list((folder / "decoded").glob("*.png"))
     for extra, arguments in WITHOUT_EXTRAS.items():
-        said = run(lgq, *(one.format(picture) for one in arguments), folder=folder, expected=2)
+        said = run(lgq, *(one.format(pictures) for one in arguments), folder=folder, expected=2)
         assert f"lgq-hf[{extra}]" in said or f"lgq_hf[{extra}]" in said, f"no word of the extra {extra}: {said}"
         assert "Traceback" not in said, said
 
