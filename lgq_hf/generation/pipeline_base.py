@@ -13,8 +13,15 @@ from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
+
+try:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.utils import BaseOutput
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "diffusers":
+        raise
+    hint = "pipelines need the package diffusers, which is not installed: pip install 'lgq_hf[generate]'"
+    raise ModuleNotFoundError(hint, name="diffusers") from error
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
