@@ -13,7 +13,6 @@ import sys
 import tempfile
 import venv
 import zipfile
-from email.parser import BytesParser
 from pathlib import Path
 
 from packaging.metadata import Metadata
@@ -63,11 +62,10 @@ def check_contents(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (about,) = [name for name in names if name.endswith(".dist-info/METADATA")]
-        raw = archive.read(about)
-    metadata = Metadata.from_email(raw, validate=True)
+        metadata = Metadata.from_email(archive.read(about), validate=True)
     missing = [field for field in FIELDS if not getattr(metadata, field)]
     assert not missing, f"{wheel.name} has no {', '.join(missing)}"
-    assert {"LICENSE", "NOTICE"} <= set(BytesParser().parsebytes(raw).get_all("License-File") or [])
+    assert {"LICENSE", "NOTICE"} <= set(metadata.license_files or [])
     absent = [name for name in INSIDE if f"lgq_hf/{name}" not in names]
     assert not absent, f"{wheel.name} lacks {', '.join(absent)}"
     tops = {name.split("/")[0] for name in names}

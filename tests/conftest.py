@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ if not torch.cuda.is_available():  # Triton reads it when it is imported: its ke
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # tests that fill new memory need deterministic products
 
 from lgq_hf import LGQConfig, LGQModel
+from tests.hub_client import turn_to
+from tests.hub_server import Hub, serve
 
 _SMALL = {
     "base_channels": 8,
@@ -150,6 +153,14 @@ def _one_thread() -> None:
 def build_model() -> Callable[..., LGQModel]:
     """`build_model(name, seed=0, **config_changes)`: a model of `MODELS` in evaluation mode, the same each time."""
     return _build
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub on this machine that uploads of this process go to."""
+    with serve(lfs=True) as hub:
+        turn_to(hub, tmp_path, monkeypatch)
+        yield hub
 
 
 @pytest.fixture(scope="session")

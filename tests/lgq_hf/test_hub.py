@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,10 @@ from lgq_hf import LGQModel
 from lgq_hf.hub import check_name, prepare, push
 from lgq_hf.publishable import Publication, check_publishable
 from tests.hub_client import turn_to
-from tests.hub_server import READ_TOKEN, Hub, serve
+from tests.hub_server import READ_TOKEN, Hub
 from tests.lgq_hf.publishing import pipeline_folder, tokenizer_folder
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serve(lfs=True) as hub:
-        turn_to(hub, tmp_path, monkeypatch)
-        yield hub
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Runs that publish what they end with, to the Hub of the tests."""
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from lgq_hf.cli.main import main as lgq
 from tests.hub_client import turn_to
-from tests.hub_server import Hub, serve
+from tests.hub_server import Hub
 from tests.training.steps import forget_processes
 from training.log import read_csv
 from training.recipe import recipe_from
@@ -25,13 +25,6 @@ PUBLISHED = ["report.push_to_hub=org/name", "report.license=mit"]
 @pytest.fixture(autouse=True)
 def _alone() -> None:
     forget_processes()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serve(lfs=True) as hub:
-        turn_to(hub, tmp_path, monkeypatch)
-        yield hub
 
 
 @pytest.fixture

@@ -1,21 +1,13 @@
 """`lgq push`; as a process of its own it is in tests/lgq_hf/test_hub.py."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lgq_hf.cli.main import main
 from tests.hub_client import turn_to
-from tests.hub_server import Hub, serve
+from tests.hub_server import Hub
 from tests.lgq_hf.publishing import tokenizer_folder
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serve(lfs=True) as hub:
-        turn_to(hub, tmp_path, monkeypatch)
-        yield hub
 
 
 @pytest.fixture
