@@ -122,8 +122,8 @@ _WITH_NORM = {
             _grid(_RATES, _each("quantizer.init_method", "random", "kmeans")),
             trend=True,
         ),
-        Method("vq_ema", "VQ (moving average)", "arXiv 1906.00446", 1, _vq_ema(rotation=False), _EMA),
-        Method("vq_rotation", "VQ (rotation trick)", "arXiv 2410.06424", 1, _vq_ema(rotation=True), _EMA),
+        Method("vq_ema", "VQ (moving average)", "arXiv 1906.00446", 3, _vq_ema(rotation=False), _EMA),
+        Method("vq_rotation", "VQ (rotation trick)", "arXiv 2410.06424", 3, _vq_ema(rotation=True), _EMA),
         Method("fsq", "FSQ", "arXiv 2309.15505", 3, _fixed(quantizer="fsq"), _levels, True),
         Method("ifsq", "iFSQ", "arXiv 2601.17124", 1, _fixed(quantizer="fsq", fsq_bound="sigmoid"), _levels),
         Method(
@@ -161,10 +161,11 @@ _WITH_NORM = {
         ),
     )
 }
-# The main four without that norm, each tuned anew: it scales latents, and takes something of a picture's mean colour
+# The main methods without that norm, each tuned anew: it scales latents, and takes something of a picture's mean hue
 _BARE = {
-    f"{name}_bare": replace(_WITH_NORM[name], name=f"{name}_bare", label=f"{label}, no norm", trend=False, norm=False)
-    for name, label in (("lgq", "LGQ"), ("vq", "VQ (cosine)"), ("fsq", "FSQ"), ("simvq", "SimVQ"))
+    f"{one.name}_bare": replace(one, name=f"{one.name}_bare", label=f"{one.label}, no norm", trend=False, norm=False)
+    for one in _WITH_NORM.values()
+    if one.name in ("lgq", "vq", "vq_ema", "vq_rotation", "fsq", "simvq")
 }
 
 

@@ -31,7 +31,7 @@ STYLES = {
     "bsq": ("#CC79A7", "D"),
     "ibq": ("#B8A600", "^"),
 }
-STYLES |= {f"{name}_bare": (STYLES[name][0], "X") for name in ("lgq", "vq", "fsq", "simvq")}
+STYLES |= {f"{name}_bare": (STYLES[name][0], "X") for name in METHODS if f"{name}_bare" in METHODS}
 STYLES["lgq_quarter"] = (STYLES["lgq"][0], "v")
 PLOTS: dict[str, Callable[[Result], "Figure"]] = {}
 

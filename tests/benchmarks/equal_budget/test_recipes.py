@@ -63,7 +63,8 @@ def test_runs_of_one_seed_begin_alike_and_seeds_do_not() -> None:
 
 def test_methods_without_the_norm_differ_in_that_alone() -> None:
     bare = [method for method in METHODS.values() if not method.norm]
-    assert [method.name for method in bare] == ["lgq_bare", "vq_bare", "fsq_bare", "simvq_bare", "lgq_quarter"]
+    names = ["lgq_bare", "vq_bare", "vq_ema_bare", "vq_rotation_bare", "fsq_bare", "simvq_bare", "lgq_quarter"]
+    assert [method.name for method in bare] == names
     quarter = METHODS["lgq_bare"].overrides(1024, 3) | {"model.codebook_size": 256}
     assert bare.pop().overrides(1024, 3) == quarter
     for method in bare:
