@@ -1,6 +1,9 @@
-"""Puts a finished run's model into the package, without the code that a checkpoint carries elsewhere.
+"""Puts a finished run's model into the package, without the code that a checkpoint carries elsewhere, and its records.
 
-python -m training.embed runs/lgq_default/final lgq-default
+    python -m training.embed runs/lgq_tiny/final lgq-tiny --dtype float16
+
+Records go to benchmarks/results/<name>_training.json (what was run, on what, how it went) and, of each step and each
+validation, to <name>_training.csv and <name>_validation.csv there, with `_` for `-`.
 """
 
 import argparse
@@ -8,24 +11,53 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
+
 import lgq_hf
-from lgq_hf.files import atomic_folder
+from lgq_hf.files import atomic_file, atomic_folder
 
 PRETRAINED = Path(lgq_hf.__file__).parent / "pretrained"
+RESULTS = Path(lgq_hf.__file__).parents[1] / "benchmarks" / "results"
+KEPT = ("README.md", "reconstruction.jpg")  # of what is in the folder already
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def embed(final: Path, folder: Path) -> None:
-    """Copies weights and configurations of `final` to `folder`; a card that is there stays."""
-    card = folder / "README.md"
-    text = card.read_text() if card.exists() else None
+def embed(final: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Copies weights and configurations of `final` to `folder`; a card and its picture that are there stay.
+
+    Args:
+        final: folder of a finished run.
+        folder: where to.
+        dtype: weights are stored in it; a model loads in the dtype that its configuration names, as before.
+
+    Raises:
+        ValueError: a weight is not finite in `dtype`.
+    """
+    kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).exists()}
     with atomic_folder(folder) as temporary:
-        shutil.copyfile(final / "model.safetensors", temporary / "model.safetensors")
+        weights = {name: tensor.to(dtype) for name, tensor in load_file(final / "model.safetensors").items()}
+        if lost := sorted(name for name, tensor in weights.items() if not bool(tensor.isfinite().all())):
+            raise ValueError(f"{', '.join(lost)}: expected values that {dtype} can hold; embed without --dtype")
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         for name in ("config.json", "preprocessor_config.json"):
             values = json.loads((final / name).read_text())
             values.pop("auto_map", None)
             (temporary / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-        if text is not None:
-            (temporary / "README.md").write_text(text)
+        for name, content in kept.items():
+            (temporary / name).write_bytes(content)
+
+
+def keep_records(final: Path, name: str, results: Path = RESULTS) -> None:
+    """Copies what a run wrote of itself into `results`, named after the checkpoint."""
+    stem = name.replace("-", "_")
+    for source, kind in (
+        ("results.json", "training.json"),
+        ("training.csv", "training.csv"),
+        ("validation.csv", "validation.csv"),
+    ):
+        with atomic_file(results / f"{stem}_{kind}") as temporary:
+            shutil.copyfile(final / source, temporary)
 
 
 def main() -> None:
@@ -33,8 +65,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("final", type=Path, help="folder `final` of a finished run")
     parser.add_argument("name", help="of the checkpoint inside the package")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights (float32)")
     arguments = parser.parse_args()
-    embed(arguments.final, PRETRAINED / arguments.name)
+    embed(arguments.final, PRETRAINED / arguments.name, DTYPES[arguments.dtype])
+    keep_records(arguments.final, arguments.name)
 
 
 if __name__ == "__main__":
