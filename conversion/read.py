@@ -1,6 +1,5 @@
 """Foreign checkpoint files, read so that nothing in them runs and a small file cannot ask for much memory."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from conversion.pickles import LEGACY, Inert, check_legacy, check_zip, stand_ins
 from conversion.plan import CheckpointError
+from lgq_hf.files import file_sha256
 
 MAX_BYTES = 16 * 2**30  # of all the tensors that a conversion keeps, in fp32
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -188,11 +188,7 @@ def own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def sha256_of(files: list[Path]) -> dict[str, str]:
     """Hexadecimal digests by file name."""
-    digests = {}
-    for file in files:
-        with file.open("rb") as stream:
-            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+    return {file.name: file_sha256(file) for file in files}
 
 
 __all__ = ["MAX_BYTES", "Inert", "own_tensors", "read_weights", "sha256_of", "weight_files"]

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, default_checkpoint
 from lgq_hf.downloaded import check_downloaded
+from lgq_hf.files import one_line
 from lgq_hf.pictures import check_shorter_side
 
 SHORT = 12  # hex digits of a fingerprint that people are shown
@@ -213,7 +214,7 @@ def _explained(reference: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as error:
-        raise ValueError(f"cannot load the model {reference!r}: {_one_line(error)}") from error
+        raise ValueError(f"cannot load the model {reference!r}: {one_line(error)}") from error
 
 
 def _check_reference(place: str) -> None:
@@ -244,12 +245,6 @@ def _load(place: str, revision: str | None, dtype: torch.dtype) -> tuple[Path, L
     folder = Path(str(cached_file(place, "config.json", **at))).parent
     check_downloaded(folder)
     return folder, model, processor
-
-
-def _one_line(error: Exception) -> str:
-    """The message without line breaks, and without the first line of a config's errors, which names our internals."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[1:] if isinstance(error, StrictDataclassError) and len(lines) > 1 else lines)
 
 
 @contextmanager

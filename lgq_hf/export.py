@@ -5,6 +5,7 @@ batch sizes. Shapes: B images, H W pixels, f downsampling factor, h = H / f and 
 """
 
 import json
+import os
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from lgq_hf import LGQImageProcessor, LGQModel
 from lgq_hf.checkpoint import fingerprint
 from lgq_hf.export_check import check_parity
-from lgq_hf.files import atomic_folder
+from lgq_hf.files import new_folder
 from lgq_hf.metrics.extras import import_extra
 from lgq_hf.onnx_programs import OPSET, name_axes, session, to_onnx
 from lgq_hf.provenance import versions
@@ -60,14 +61,15 @@ def export_onnx(model: LGQModel, processor: LGQImageProcessor, folder: str | Pat
     Args:
         model: as in `export_programs`.
         processor: its image processor.
-        folder: is made, or is empty.
+        folder: is made, or is empty, and then no mount point and not the current directory.
 
     Returns:
         What `export.json` says: versions, the weights' fingerprint, axes, and the figures of the check.
 
     Raises:
-        ValueError: as in `export_programs`; a folder that is not empty; a processor that pads to another multiple.
+        ValueError: as in `export_programs`; a folder as above; a processor that pads to another multiple.
         ExportError: what was exported failed the check; nothing is written.
+        OSError: the folder cannot be written, or got files in the meantime, which stay.
         ModuleNotFoundError: without onnx, onnxscript and onnxruntime, naming the extra.
     """
     onnx, _, runtime = (import_extra(package, "export to ONNX", "export") for package in _PACKAGES)
@@ -109,9 +111,17 @@ def export_pt2(model: LGQModel, processor: LGQImageProcessor, folder: str | Path
 
 
 def check_output(folder: Path) -> None:
-    """Refuses a folder that holds something, and a file (`ValueError`)."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Refuses a folder that holds something or cannot be replaced by another, and a file (`ValueError`)."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not an empty folder: take another name, nothing is replaced")
+    current, mounted = folder.samefile("."), os.path.ismount(folder.resolve())
+    if current or mounted:
+        raise ValueError(
+            f"{folder} is {'the current directory' if current else 'a mount point'}, and what is written takes the "
+            f"place of an empty folder: name one inside it, such as {folder / 'exported'}"
+        )
 
 
 def _trace_encoder(model: LGQModel, *, with_rows: bool = False) -> ExportedProgram:
@@ -172,7 +182,7 @@ def _write(
     batch, height, width = AXES
     pixels = {"dtype": "float32", "shape": [batch, config.in_channels, f"{factor}*{height}", f"{factor}*{width}"]}
     tokens = {"dtype": "int64", "shape": [batch, height, width, *groups], "below": config.codebook_size}
-    with atomic_folder(folder) as target:
+    with new_folder(folder) as target:
         encode, decode = write(target)
         facts = {
             "format": kind,

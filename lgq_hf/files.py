@@ -1,11 +1,30 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there; the hash of a file, and an error in one line."""
 
+import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks; its class where it says nothing.
+
+    Of a configuration's errors the first line is left out, which names our internals.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    said = lines[1:] if isinstance(error, StrictDataclassError) and len(lines) > 1 else lines
+    return " ".join(" ".join(said).split()) or type(error).__name__
 
 
 def _fsync(path: Path) -> None:
@@ -17,6 +36,11 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync_within(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _fsync(path)
 
 
 @contextmanager
@@ -34,8 +58,21 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where `atomic_folder` lets a folder grow, for other processes that write into it."""
+    """Where `atomic_folder` and `new_folder` let a folder grow, for other processes that write into it."""
     return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def _growing(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, which is gone where the block fails."""
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -45,26 +82,46 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     A folder that was at `path` is replaced as a whole.
     """
     path = Path(path).resolve()  # through a link, what it leads to is replaced
-    temporary, old = temporary_name(path), path.with_name(f".{path.name}.old")
+    old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)  # a kill fell between the two renames below
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    shutil.rmtree(old, ignore_errors=True)
+    with _growing(path) as temporary:
         yield temporary
-        for file in temporary.rglob("*"):
-            _fsync(file)
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _fsync_within(temporary)
+        try:
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
     _fsync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-__all__ = ["atomic_file", "atomic_folder", "temporary_name"]
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """As `atomic_folder`, for a `path` where nothing is, or an empty folder: nothing else is replaced.
+
+    Raises:
+        OSError: something was put there in the meantime, or the folder is a mount point; what is there stays.
+    """
+    path = Path(path).resolve()
+    with _growing(path) as temporary:
+        yield temporary
+        _fsync_within(temporary)
+        try:
+            if path.exists():
+                path.rmdir()
+            temporary.rename(path)
+        except OSError as error:
+            raise OSError(
+                f"{path} was not there or empty, and cannot be replaced now: {error.strerror}. What is there stays, "
+                "nothing was written; take another name"
+            ) from error
+    _fsync(path.parent)
+
+
+__all__ = ["atomic_file", "atomic_folder", "file_sha256", "new_folder", "one_line", "temporary_name"]

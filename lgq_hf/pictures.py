@@ -8,12 +8,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What a folder is searched for. A file that is named by itself is opened whatever its suffix.
+# What a folder is searched for. A file that is named by itself may have any suffix; its content is of these formats.
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif"}
     | {".tiff", ".webp"}
@@ -117,6 +118,16 @@ def _unique_names(paths: Sequence[tuple[Path, int]]) -> list[str]:
         depths = [depth + (counts[name] > 1) for depth, name in zip(depths, names, strict=True)]
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats of `SUFFIXES`, as Pillow names them; those alone are opened, whatever a file is called.
+
+    Pillow has readers that start programs: that of EPS runs Ghostscript. One that it was built without is left out.
+    """
+    known = Image.registered_extensions()
+    return tuple(sorted({known[suffix] for suffix in SUFFIXES if suffix in known}))
+
+
 def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
     """Reads a picture as `read_picture` does, and collects warnings; for one thread, since filters belong to all.
 
@@ -140,20 +151,34 @@ def read_picture(source: Path | bytes) -> Image.Image:
         The picture, of any mode; what Pillow warns of is left to the filters of `warnings`.
 
     Raises:
-        ValueError: the file is missing, forbidden, no regular file, no image, truncated, damaged, or has more pixels
-            than `PIL.Image.MAX_IMAGE_PIXELS`; the message is one line without the path.
+        ValueError: the file is missing, forbidden, no regular file, no image of one of `formats`, truncated, damaged,
+            or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`; the message is one line without the path.
     """
     if isinstance(source, Path):
         _check_file(source)
     elif not source:
         raise ValueError("empty file")
     try:
-        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
+        with Image.open(source if isinstance(source, Path) else BytesIO(source), formats=formats()) as image:
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height}")  # Pillow itself may only warn
             return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(_other_format(source) or reason_of(error)) from error
     except Exception as error:  # Pillow's readers meet hostile bytes with errors of every type
         raise ValueError(reason_of(error)) from error
+
+
+def _other_format(source: Path | bytes) -> str:
+    """Says of a picture in another format of Pillow's, known by its first bytes, what is read; empty for the rest."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            source = file.read(16)
+    start = source[:16].ljust(16, b"\0")  # as many as Pillow looks at
+    for name, (_, accepts) in Image.OPEN.items():
+        if name not in formats() and accepts is not None and accepts(start) is True:
+            return f"expected a picture in one of the formats {', '.join(formats())}, got {name}: convert it"
+    return ""
 
 
 def check_shorter_side(picture: Image.Image, size: int) -> None:
@@ -195,4 +220,13 @@ def reason_of(error: Exception) -> str:
     return f"damaged or truncated: {text or type(error).__name__}"
 
 
-__all__ = ["SUFFIXES", "Source", "check_shorter_side", "find_pictures", "open_picture", "read_picture", "reason_of"]
+__all__ = [
+    "SUFFIXES",
+    "Source",
+    "check_shorter_side",
+    "find_pictures",
+    "formats",
+    "open_picture",
+    "read_picture",
+    "reason_of",
+]

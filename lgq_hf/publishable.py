@@ -1,21 +1,22 @@
 """What of a checkpoint's folder is published, and whether it is fit for it: it loads, has a card, and results."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from lgq_hf.checkpoint import SHORT, Checkpoint, load_checkpoint, quiet, weights_fingerprint
 from lgq_hf.downloaded import digest_like
-from lgq_hf.publishable_files import PIPELINE, TOKENIZER, code_of, kind_of, read_json, sort_out
+from lgq_hf.publishable_card import CARD, HERE, read_card, unstated
+from lgq_hf.publishable_files import PIPELINE, code_of, kind_of, read_json, sort_out
 
-CARD, RESULTS = "README.md", "results.json"
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -24,79 +25,52 @@ class Publication:
 
     Attributes:
         folder: it.
-        kind: "tokenizer" or "pipeline".
         card: its README.md.
         files: what goes, by path in the repository: sizes in bytes.
         left_out: what does not, with the reason.
-        notes: what its readers will miss, in sentences.
+        notes: what whoever publishes it should know, in sentences.
     """
 
     folder: Path
-    kind: str
     card: ModelCard
     files: dict[str, int]
     left_out: dict[str, str]
     notes: list[str]
 
 
-def check_publishable(folder: Path) -> Publication:
+def check_publishable(folder: Path, *, as_generated: bool = False) -> Publication:
     """What of a folder is published, after everything that can be checked without a network.
 
     It is loaded on the CPU, and makes tokens and a picture.
 
     Args:
         folder: a tokenizer's, as `save_pretrained` or a trainer writes it, or a pipeline's.
+        as_generated: take a card that does not state the training pictures' licence yet, and note it.
 
     Raises:
-        ValueError: it is no checkpoint, cannot be loaded or computes what is not finite, lacks a card with a licence,
-            or results of these weights.
+        ValueError: it is no checkpoint, cannot be loaded or computes what is not finite, a file leads out of it, it
+            lacks a card with licences, or results of these weights.
         ModuleNotFoundError: a pipeline, and diffusers is not installed.
     """
     kind = kind_of(folder)
     code = code_of(folder)
     files, left_out = sort_out(folder, kind, code)
     with quiet():
-        card = _card(folder)
+        card = read_card(folder)
+        missing = unstated(card)
+        if missing and not as_generated:
+            raise ValueError(f"the card in {str(folder)!r} is not finished: {missing}")
         _check_results(folder, kind, card)
         for path in files:
-            if path.endswith(".safetensors"):
+            if path.lower().endswith(".safetensors"):
                 _check_header(folder / path)
     _try(folder, kind)
-    notes = []
+    notes = [missing] if missing else []
     if not code:
         notes.append("no code travels along (no auto_map in config.json): it loads only where lgq_hf is installed")
-    return Publication(folder, kind, card, files, left_out, notes)
-
-
-def _card(folder: Path) -> ModelCard:
-    path = folder / CARD
-    if not path.is_file():
-        raise ValueError(
-            f"no card in {str(folder)!r}: expected {CARD}, with metadata between lines of --- and at least a license; "
-            "trainers and conversions write one"
-        )
-    try:
-        card = ModelCard.load(path)
-        fields = card.data.to_dict()
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"the metadata of {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
-    if not fields:
-        raise ValueError(
-            f"{str(path)!r} has no metadata: begin it with a line ---, 'license: mit' or another, and ---"
-        )
-    license_ = fields.get("license")
-    named = license_ if isinstance(license_, list) else [license_]
-    if not named or not all(isinstance(one, str) and one.strip() for one in named):
-        raise ValueError(
-            f"the card {str(path)!r} names no license: expected an identifier of the Hub's, such as mit, in its "
-            f"metadata, got {license_!r}. Say 'license: ...' there (in a recipe: report.license)"
-        )
-    if "other" in named and not fields.get("license_name"):
-        raise ValueError(
-            f"the card {str(path)!r} says 'license: other' and not which: expected license_name beside it, as the Hub "
-            "does; if you do not know, ask who made the weights before you pass them on"
-        )
-    return card
+    if HERE in card.text:
+        notes.append(f"{CARD} goes with the repository's name where it says {HERE}; the file here stays as it is")
+    return Publication(folder, card, files, left_out, notes)
 
 
 def _check_results(folder: Path, kind: str, card: ModelCard) -> None:
@@ -111,10 +85,10 @@ def _check_results(folder: Path, kind: str, card: ModelCard) -> None:
             f"--output {path}"
         )
     results = read_json(path)
-    if not (results.get("validation") or results.get("metrics")):
+    if not any(_measured(results.get(name)) for name in ("validation", "metrics")):
         raise ValueError(
-            f"{str(path)!r} holds no results: expected validation (of a trainer) or metrics (of lgq evaluate), found "
-            f"{sorted(results)}"
+            f"{str(path)!r} holds no results: expected numbers in validation (of a trainer) or metrics (of lgq "
+            f"evaluate), found none in {sorted(results)}. Measure it: lgq evaluate {folder} PICTURES --output {path}"
         )
     model = results.get("model")
     claims = [results.get("weights_sha256"), model.get("fingerprint") if isinstance(model, dict) else None]
@@ -125,6 +99,15 @@ def _check_results(folder: Path, kind: str, card: ModelCard) -> None:
             f"{str(path)!r} is of other weights: it names {named}, which is the hash of no weights in this folder. "
             "Measure these anew, or put back those that were measured"
         )
+
+
+def _measured(value: Any) -> bool:
+    """Whether a finite number stands in it that is not that of a step."""
+    if isinstance(value, dict):
+        return any(_measured(entry) for name, entry in value.items() if name != "step")
+    if isinstance(value, list):
+        return any(map(_measured, value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _hashes(folder: Path, kind: str) -> Iterator[str]:
@@ -181,4 +164,4 @@ def _try_pipeline(folder: Path) -> None:
         raise ValueError(f"the pipeline in {str(folder)!r} draws no picture: {error}") from error
 
 
-__all__ = ["PIPELINE", "TOKENIZER", "Publication", "check_publishable"]
+__all__ = ["Publication", "check_publishable"]

@@ -10,9 +10,9 @@ from transformers.dynamic_module_utils import get_relative_import_files
 TOKENIZER, PIPELINE = "tokenizer", "pipeline"
 _INDEX = "model_index.json"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_PICTURES = {".png", ".jpg", ".jpeg"}
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 _KINDS = {".safetensors", ".json", ".md", ".yaml", ".yml", ".csv"}
-_LEGAL = re.compile(r"(LICEN[SC]E|NOTICE|COPYING)(\.txt)?")
+_LEGAL = re.compile(r"(LICEN[SC]E|NOTICE|COPYING)([-_][\w.+-]+)?(\.txt)?", re.IGNORECASE)
 _STATE = re.compile(r"checkpoint-\d+/.*|(.*/)?optimizer[^/]*")
 
 
@@ -74,16 +74,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sort_out(folder: Path, kind: str, code: set[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """Sizes of what goes, and reasons of what does not, by path."""
+    """Sizes of what goes, and reasons of what does not, by path.
+
+    Raises:
+        ValueError: a part of the checkpoint is a link to a folder, or to a file elsewhere.
+    """
     parts = {"."}
     if kind == PIPELINE:  # folders of components, which the index lists as (package, class)
         parts |= {name for name, value in read_json(folder / _INDEX).items() if isinstance(value, list)}
     files, left_out = {}, {}
     for path in sorted(folder.rglob("*")):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             continue
         name = path.relative_to(folder).as_posix()
-        if reason := _reason(path, PurePosixPath(name), parts, code):
+        reason = _reason(path, PurePosixPath(name), parts, code)
+        elsewhere = reason is None and not path.resolve().is_relative_to(folder.resolve())
+        if elsewhere or (path.is_dir() and name in parts):
+            raise ValueError(
+                f"{str(path)!r} is a link to {str(path.resolve())!r}: expected files that lie in the folder, so that "
+                f"nothing else is published. `cp -rL {folder} NEW` makes a folder without links: look at it, and give "
+                "that"
+            )
+        if reason:
             left_out[name] = reason
         else:
             files[name] = path.stat().st_size
@@ -94,15 +106,18 @@ def _reason(path: Path, name: PurePosixPath, parts: set[str], code: set[str]) ->
     """Why a file does not go; `None` if it does."""
     if any(part.startswith(".") or part == "__pycache__" for part in name.parts):
         return "hidden, or a cache"
-    if name.suffix in _PICKLES:
+    if path.is_dir():
+        return "a link to a folder"
+    suffix = name.suffix.lower()
+    if suffix in _PICKLES:
         return "a pickle, which can run code when it is loaded"
     if _STATE.fullmatch(str(name)):
         return "state of training"
-    if name.suffix == ".py" and str(name) not in code:
+    if suffix == ".py" and str(name) not in code:
         return "code that no config.json names"
-    if name.suffix not in _KINDS | _PICTURES | {".py"} and not _LEGAL.fullmatch(name.name):
+    if suffix not in _KINDS | _PICTURES | {".py"} and not _LEGAL.fullmatch(name.name):
         return "of no kind that a checkpoint has"
-    if str(name.parent) not in parts and name.suffix not in _PICTURES:
+    if str(name.parent) not in parts and suffix not in _PICTURES:
         return "in a folder that is no part of the checkpoint"
     return None if path.is_file() else "a link to nothing"
 

@@ -1,7 +1,6 @@
 """What every published folder has: recipe, results and logs without the places of one machine; its way to the Hub."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import shlex
@@ -15,6 +14,7 @@ import yaml
 
 from lgq_hf.hub import push
 from lgq_hf.publishable import check_publishable
+from lgq_hf.publishable_card import STATE_BOTH, STATE_PICTURES
 from training.run_recipe import Report, RunRecipe
 
 
@@ -49,12 +49,6 @@ def finite_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def sha256(file: Path) -> str:
-    """Of a file, in hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def write_records(folder: Path, recipe: dict[str, Any], results: dict[str, Any], logs: list[Path]) -> dict[str, Any]:
     """Writes recipe.yaml, results.json and the logs that there are; returns the results as written."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -76,9 +70,7 @@ def run_facts(results: dict[str, Any], recipe: RunRecipe) -> dict[str, Any]:
     hardware, license_ = results["hardware"], recipe.report.license
     return {
         "license": f"license: {license_}\n" if license_ else "",
-        "licence": f"These weights: {license_}. State here that of the pictures that they were trained on."
-        if license_
-        else "State the licence of these weights here, and of the pictures that they were trained on.",
+        "licence": f"These weights: {license_}. {STATE_PICTURES}" if license_ else STATE_BOTH,
         "steps": f"{results['steps']:,}",
         "batch_size": recipe.batch_size,
         "duration": duration(results["hours"]),
@@ -92,15 +84,18 @@ def run_facts(results: dict[str, Any], recipe: RunRecipe) -> dict[str, Any]:
 def push_final(folder: Path, report: Report) -> None:
     """Publishes a run's final folder as its recipe says, and prints the address of the commit.
 
+    The card is as it was generated: what it does not state yet is a warning here, after a long run, and no failure.
+
     Raises:
         SystemExit: with status 1 where that fails; the folder stands, and how to go on is printed.
     """
     assert report.push_to_hub is not None
     name = folder.resolve().parent.name
     try:
-        pushed = push(
-            check_publishable(folder), report.push_to_hub, private=report.hub_private, message=f"Upload {name}"
-        )
+        publication = check_publishable(folder, as_generated=True)
+        for note in publication.notes:
+            print(f"warning: {note}", file=sys.stderr)
+        pushed = push(publication, report.push_to_hub, private=report.hub_private, message=f"Upload {name}")
     except Exception as error:  # whatever it is, training is done and must not seem to have failed
         command = ["lgq", "push", str(folder), report.push_to_hub, *(["--private"] if report.hub_private else [])]
         print(

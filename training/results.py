@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lgq_hf import LGQImageProcessor, LGQModel
-from lgq_hf.files import atomic_folder
+from lgq_hf.files import atomic_folder, file_sha256
 from training.presets import NONE
-from training.published import portable, run_facts, sha256, write_records
+from training.published import portable, run_facts, write_records
 from training.recipe import Recipe
 
 CARD = Path(__file__).parent / "card.template.md"
@@ -66,7 +66,7 @@ def write_final(
         if discriminator is not None:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
             save_file(tensors, temporary / "discriminator.safetensors", metadata={"format": "pt"})
-        weights = sha256(temporary / "model.safetensors")
+        weights = file_sha256(temporary / "model.safetensors")
         results = write_records(
             temporary, {"preset": NONE, **portable_recipe(recipe)}, {**results, "weights_sha256": weights}, logs
         )

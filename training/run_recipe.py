@@ -1,16 +1,15 @@
 """What the recipe of every run has, whatever it trains: optimizer, report, and how a step is shared."""
 
 import dataclasses
-import re
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from lgq_hf.hub import check_name
+from lgq_hf.hub_access import check_name
+from lgq_hf.publishable_card import LICENSE
 from training.schedules import LearningRateSchedule
 
 Number = float | int
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 def check_counts(prefix: str, section: Any, names: tuple[str, ...], least: int = 1) -> None:
@@ -85,8 +84,11 @@ class Report:
     def validate_ranges(self) -> None:
         """Refuses counts below one, and what could not be published at the end."""
         check_counts("report.", self, ("log_every", "checkpoint_every", "checkpoints_kept"))
-        if self.license is not None and not _LICENSE.fullmatch(self.license):
-            raise ValueError(f"report.license must be an identifier of the Hub's, such as mit, got {self.license!r}")
+        if self.license is not None and (self.license == "other" or not LICENSE.fullmatch(self.license)):
+            raise ValueError(
+                "report.license must be an identifier of the Hub's that names a licence, such as mit (not other), got "
+                f"{self.license!r}"
+            )
         if self.push_to_hub is None:
             if self.hub_private:
                 raise ValueError("report.hub_private=true is for report.push_to_hub, which is not set: leave it out")

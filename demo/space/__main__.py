@@ -9,13 +9,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lgq_hf.export import check_output
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FILES = ("README.md", "app.py", "requirements.txt")
+LICENCES = ("LICENSE", "NOTICE")
 
 
 def assemble(output: Path) -> None:
-    """Copies the Space's files, the package and its licence into a folder that is made.
+    """Copies the Space's files, the package and its licences into a folder that is made.
 
     Args:
         output: folder that does not exist yet, or is empty.
@@ -23,10 +26,9 @@ def assemble(output: Path) -> None:
     Raises:
         ValueError: it holds something.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: expected a folder that is empty or not there yet")
+    check_output(output)
     shutil.copytree(ROOT / "lgq_hf", output / "lgq_hf", ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (*(HERE / name for name in FILES), ROOT / "LICENSE"):
+    for path in (*(HERE / name for name in FILES), *(ROOT / name for name in LICENCES)):
         shutil.copyfile(path, output / path.name)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lgq_hf.hub import check_name, push
+from lgq_hf.hub import check_name, check_ref, push
 from lgq_hf.publishable import Publication, check_publishable
 
 
@@ -14,6 +14,8 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError: as `check_publishable` and `push`.
     """
     check_name(args.repository)
+    check_ref("branch", args.revision)
+    check_ref("tag", args.tag)
     publication = check_publishable(Path(args.folder))
     print("\n".join(listing(publication)))
     if args.dry_run:

@@ -1,5 +1,6 @@
 """The page of `lgq demo`, made with gradio. What it shows comes from `contents`, what a visitor does is in `view`."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -9,6 +10,8 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
+
+from lgq_hf.files import one_line
 
 from . import view as views
 from .contents import PICTURE_PARTS, TOKEN_PARTS, about, picture_contents, token_contents
@@ -21,6 +24,8 @@ from .view import View
 # gradio's semibold file of this font has few letters; its bold one has all. None of it comes from another server.
 _FONTS = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
 Values = dict[Any, Any]  # of components
+_LONGEST_TEXT = 300  # characters of an error that nobody foresaw
+_LOG = logging.getLogger(__name__)
 
 
 def build_page(models: Models) -> gr.Blocks:
@@ -59,15 +64,24 @@ def serve(page: gr.Blocks, host: str, port: int, *, share: bool = False) -> None
 
 
 def _told(action: Callable[..., Values]) -> Callable[..., Values]:
-    """Tells the visitor what could not be done, and leaves the page as it was: an error of gradio's would cover it."""
+    """Tells the visitor what could not be done, and leaves the page as it was: an error of gradio's would cover it.
+
+    Errors that nobody foresaw go to the log. Their text, which may hold paths, is shown on a local server alone.
+    """
 
     @wraps(action)
     def wrapper(self: "_Page", *arguments: Any) -> Values:
         try:
             return action(self, *arguments)
         except ValueError as error:
-            gr.Warning(escape(str(error)))
-            return {self.loaded: None}
+            text = str(error)
+        except Exception as error:  # a visitor's checkpoint or picture can bring about any: no memory, no package
+            _LOG.exception("%s failed", action.__name__)
+            text = f"this could not be done ({type(error).__name__}); the server's log says why"
+            if self.models.local:
+                text = f"this could not be done: {one_line(error)[:_LONGEST_TEXT]}"
+        gr.Warning(escape(text))
+        return {self.loaded: None}
 
     return wrapper
 

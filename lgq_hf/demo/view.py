@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from lgq_hf.checkpoint import Checkpoint
@@ -21,7 +22,7 @@ class Reconstruction:
 
     Attributes:
         name: of the checkpoint, as people are shown it.
-        original: RGB, as the checkpoint's image processor sees it, without padding.
+        original: RGB, as the model sees it, without padding.
         tokens: (h,w), or (h,w,C) where a position has C tokens.
         picture: RGB of the original's size.
         measures: the two pictures compared.
@@ -67,20 +68,36 @@ class View:
 
 
 def reconstruct(checkpoint: Checkpoint, picture: Image.Image, name: str = "") -> Reconstruction:
-    """Encodes and decodes an RGB picture.
+    """Encodes and decodes an RGB picture, in the size in which it comes.
 
     Args:
         checkpoint: the model.
-        picture: RGB; the image processor may resize it, if the checkpoint says so.
+        picture: RGB.
         name: for people, if not the checkpoint's own.
 
     Raises:
         ValueError: a picture that the processor refuses.
     """
-    pixel_values, size = checkpoint.pixels(picture, None)
+    pixel_values, size = _pixels(checkpoint, picture)
     tokens = checkpoint.encode(pixel_values)
     original = checkpoint.picture(pixel_values, size)
     return _decoded(checkpoint, name or checkpoint.name, original, tokens)
+
+
+def _pixels(checkpoint: Checkpoint, picture: Image.Image) -> tuple[torch.Tensor, tuple[int, int]]:
+    """As `Checkpoint.pixels`, but never resized or cropped, and padded no more than the model needs.
+
+    What a checkpoint of a stranger asks for could make a small picture one that no memory holds.
+    """
+    batch = checkpoint.processor(
+        picture,
+        return_tensors="pt",
+        do_resize=False,
+        do_center_crop=False,
+        pad_to_multiple_of=checkpoint.config.spatial_downsample_factor,
+    )
+    height, width = batch["original_sizes"][0].tolist()
+    return batch["pixel_values"].to(checkpoint.device), (height, width)
 
 
 def open_view(checkpoint: Checkpoint, source: Path | Image.Image, shorter: int) -> View:

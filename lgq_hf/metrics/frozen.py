@@ -1,11 +1,11 @@
 """What networks that measure have in common: they never learn, and they say which weights they have."""
 
-import hashlib
-from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+
+from lgq_hf.files import file_sha256 as sha256_of
 
 
 class FrozenNetwork(nn.Module):
@@ -53,12 +53,6 @@ def unit_difference(one: Tensor, other: Tensor) -> Tensor:
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         units.append(features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10))
     return (units[0] - units[1]).square()
-
-
-def sha256_of(path: str | Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["FrozenNetwork", "check_pair", "sha256_of", "unit_difference"]

@@ -19,6 +19,7 @@ from conversion.plan import CheckpointError, Plan
 from conversion.read import read_weights
 from conversion.write import REPORT, card, check_output, write_folder
 from lgq_hf import LGQImageProcessor, LGQModel
+from lgq_hf.publishable_card import HERE
 
 Build = Callable[..., LGQModel]
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -110,6 +111,7 @@ def test_the_card_of_every_format(format: str, license: str | None) -> None:
     averaged = format in ("ibq", "magvit2", "simvq", "wetok", "llamagen")
     assert ("\n- Weights: the moving averages (EMA).\n" in body) is averaged
     assert ("\n- Weights: those that were optimised.\n" in body) is not averaged
+    assert body.count(HERE) == 2
     assert f"[{kind.project}]({kind.url})" in body and "# my-tokenizer\n" in body
     config = model.config
     factor, size = config.spatial_downsample_factor, config.codebook_size

@@ -58,11 +58,13 @@ def test_it_is_put_together_whole_and_runs_from_there(tmp_path: Path, capsys: py
     main, output = _load("__main__").main, tmp_path / "space"
     assert main([str(output)]) == 0
     assert f"hf upload ORG/NAME {output} . --repo-type space" in capsys.readouterr().out
-    assert {path.name for path in output.iterdir()} == {"LICENSE", "README.md", "app.py", "lgq_hf", "requirements.txt"}
+    files = {"LICENSE", "NOTICE", "README.md", "app.py", "requirements.txt"}
+    assert {path.name for path in output.iterdir()} == files | {"lgq_hf"}
     assert not list(output.rglob("__pycache__"))
     where = "import lgq_hf, lgq_hf.demo.named; print(lgq_hf.__file__, lgq_hf.default_checkpoint().is_dir())"
     ran = subprocess.run([sys.executable, "-c", where], cwd=output, capture_output=True, text=True, check=True)
     assert ran.stdout.split() == [str(output / "lgq_hf" / "__init__.py"), "True"]
 
     assert main([str(output)]) == 2
-    assert capsys.readouterr().err == f"demo.space: {output}: expected a folder that is empty or not there yet\n"
+    refused = "exists and is not an empty folder: take another name, nothing is replaced"
+    assert capsys.readouterr().err == f"demo.space: {output} {refused}\n"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lgq_hf.checkpoint import weights_fingerprint
-from lgq_hf.metrics.frozen import sha256_of
+from lgq_hf.files import file_sha256
 from tests.lgq_hf.conftest import save_model
 from tests.lgq_hf.generation.pipelines import small_pipeline
 
@@ -43,7 +43,7 @@ def tokenizer_folder(folder: Path, seed: int = 0) -> Path:
     """A tiny tokenizer (f8, K = 64) with its code, card and results."""
     save_model(folder, seed)
     (folder / "README.md").write_text(CARD)
-    write_results(folder, sha256_of(folder / "model.safetensors"))
+    write_results(folder, file_sha256(folder / "model.safetensors"))
     return folder
 
 

@@ -1,6 +1,7 @@
 """Exported programs give the model's tokens and pixels, for batches and sizes that they were not traced with."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from lgq_hf import LGQImageProcessor, LGQModel, default_checkpoint, static_model
 from lgq_hf import export as exporting
 from lgq_hf.checkpoint import load_checkpoint, weights_fingerprint
 from lgq_hf.cli.main import main
-from lgq_hf.export import export_onnx, export_programs, export_pt2
+from lgq_hf.export import check_output, export_onnx, export_programs, export_pt2
 from lgq_hf.export_check import ExportError, check_parity
 from lgq_hf.onnx_programs import to_onnx
 from lgq_hf.static_model import NO_TOKEN, StaticEncoder
@@ -193,6 +194,37 @@ def test_what_cannot_be_exported_is_refused(build_model: Build, tmp_path: Path) 
     ):
         export_programs(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
     assert {path.name for path in tmp_path.rglob("*")} == {"full", "mine.txt", "file"}
+
+
+def test_folders_that_cannot_be_replaced_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = "place of an empty folder: name one inside it, such as"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    check_output(tmp_path / "empty")
+    check_output(tmp_path / "new" / "deeper")
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "empty")
+    for name in ("empty", "link"):
+        with pytest.raises(ValueError, match=f"{name} is a mount point, .*{inside} .*{name}/exported"):
+            check_output(tmp_path / name)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path / "empty")
+    for name in (Path(), tmp_path / "empty", tmp_path / "link"):
+        with pytest.raises(ValueError, match=f"is the current directory, .*{inside}"):
+            check_output(name)
+    assert (tmp_path / "empty").is_dir()
+
+
+def test_files_that_come_meanwhile_stay(build_model: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def comes_meanwhile(*_: Any) -> dict[str, Any]:
+        (tmp_path / "out" / "mine.txt").write_text("keep")
+        return {}
+
+    model = build_model("fsq", channel_multiplier=[1, 1], bottleneck_attention=False)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(exporting, "check_parity", comes_meanwhile)
+    with pytest.raises(OSError, match="out was not there or empty, and cannot be replaced now: Directory not empty"):
+        export_pt2(model, processor_of(model), tmp_path / "out")
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "mine.txt"}
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

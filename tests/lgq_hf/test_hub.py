@@ -12,8 +12,9 @@ from huggingface_hub import HfApi, constants
 from safetensors.torch import save_file
 
 from lgq_hf import LGQModel
-from lgq_hf.hub import check_name, prepare, push
+from lgq_hf.hub import check_name, check_ref, prepare, push
 from lgq_hf.publishable import Publication, check_publishable
+from lgq_hf.publishable_card import HERE
 from tests.hub_client import turn_to
 from tests.hub_server import READ_TOKEN, Hub
 from tests.lgq_hf.publishing import pipeline_folder, tokenizer_folder
@@ -67,6 +68,18 @@ def test_what_the_repository_holds_besides_stays_and_is_named(hub: Hub, publicat
     assert hub.repositories["org/lgq"].files["notes.md"] == b"by hand"
 
 
+def test_the_card_that_is_sent_names_the_repository(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "tiny")
+    card = tmp_path / "tiny" / "README.md"
+    card.write_text(f"{card.read_text()}\nmodel = LGQTokenizer.{HERE}\n")
+    publication = check_publishable(tmp_path / "tiny")
+    for name in ("org/one", "org/two"):  # what arrived is compared with what was sent
+        push(publication, name)
+        sent = hub.repositories[name].files["README.md"].decode()
+        assert sent == card.read_text().replace(HERE, f'from_pretrained("{name}")') and HERE not in sent
+    assert HERE in card.read_text()
+
+
 def test_a_pipeline(hub: Hub, tmp_path: Path) -> None:
     publication = check_publishable(pipeline_folder(tmp_path / "masked", "masked"))
     push(publication, "org/pipe", private=True)
@@ -87,6 +100,12 @@ def test_what_is_refused_before_anything_is_sent(hub: Hub, publication: Publicat
         push(publication, "org/lgq", revision="v1")
     with pytest.raises(ValueError, match="org/lgq exists and is public: make it private in its settings"):
         push(publication, "org/lgq", private=True)
+    with pytest.raises(
+        ValueError, match="'trial' is a branch of org/lgq, and a tag must be told from it: take another"
+    ):
+        push(publication, "org/lgq", revision="trial", tag="trial")
+    with pytest.raises(ValueError, match="'main' is a branch of org/lgq"):
+        push(publication, "org/lgq", revision="trial", tag="main")
     hub.refused.append("license: mit")
     with pytest.raises(ValueError, match=r"the Hub refuses the metadata of README.md: .*license: mit"):
         push(publication, "org/new")
@@ -100,6 +119,59 @@ def test_names_that_no_repository_has(name: str) -> None:
         check_name(name)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        "v 1",
+        "v1.",
+        "-v1",
+        "a..b",
+        "a//b",
+        "v1/",
+        "v1^",
+        "a:b",
+        "x.lock",
+        "HEAD",
+        "refs/pr/1",
+        "0a" * 20,
+        "v1\n",
+    ],
+)
+def test_names_that_no_branch_or_tag_has(hub: Hub, publication: Publication, name: str) -> None:
+    for kind, how in (("branch", {"revision": name}), ("tag", {"tag": name})):
+        with pytest.raises(ValueError, match="expected the name of a") as caught:
+            push(publication, "org/lgq", **how)
+        told = (
+            f"expected the name of a {kind}, of letters, digits and _, joined by . - + or / (no commit, nothing below"
+        )
+        assert str(caught.value) == f"{told} refs/), got {name!r}: take another, such as v1, or leave it out"
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["v1", "v1.0-rc.1", "trial/two", "2026_11", "a--b", "v1+cpu", "0a" * 19, None])
+def test_names_that_branches_and_tags_have(name: str | None) -> None:
+    check_ref("tag", name)
+
+
+def test_a_tag_that_fails_leaves_the_upload_and_says_how_to_set_it(
+    hub: Hub, publication: Publication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("no answer\nof sense.")
+
+    monkeypatch.setattr(HfApi, "create_tag", fails)
+    with pytest.raises(OSError, match="its tag 'v1' was not set") as caught:
+        push(publication, "org/lgq", tag="v1")
+    repository = hub.repositories["org/lgq"]
+    assert repository.files == contents(publication) and repository.tags == {}
+    assert str(caught.value) == (
+        f"commit {repository.sha} of org/lgq was made and is what was sent, but its tag 'v1' was not set. To set it: "
+        f"hf repos tag create org/lgq v1 --revision {repository.sha}. The reason: no answer of sense"
+    )
+
+
 def test_tokens(hub: Hub, publication: Publication, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turn_to(hub, tmp_path, monkeypatch, token=None)
     for ask in (lambda: prepare("org/lgq"), lambda: push(publication, "org/lgq")):
@@ -107,6 +179,19 @@ def test_tokens(hub: Hub, publication: Publication, tmp_path: Path, monkeypatch:
             ValueError, match="needs a token .*/settings/tokens, then give it to `hf auth login` or set"
         ):
             ask()
+    for token in ("hf_SECRÉT", "hf_SEC RET"):
+        turn_to(hub, tmp_path, monkeypatch, token=token)
+        with pytest.raises(
+            ValueError, match="the token of the Hub holds a character .*copy it anew from http"
+        ) as caught:
+            prepare("org/lgq")
+        assert "SEC" not in str(caught.value)
+    turn_to(hub, tmp_path, monkeypatch, token=None)
+    (tmp_path / "token").write_bytes("hf_SECRÉT".encode("latin-1"))
+    with pytest.raises(OSError, match="cannot read the token of the Hub: 'utf-8' codec") as unread:
+        prepare("org/lgq")
+    assert "SEC" not in str(unread.value)
+    (tmp_path / "token").unlink()
     assert hub.requests == []
     turn_to(hub, tmp_path, monkeypatch, token="hf_wrong")
     with pytest.raises(
@@ -120,6 +205,15 @@ def test_tokens(hub: Hub, publication: Publication, tmp_path: Path, monkeypatch:
         with pytest.raises(ValueError, match=f"cannot write to {name}: .*This token may not write there"):
             prepare(name)
     assert hub.repositories.keys() == {"org/lgq"}
+
+
+def test_errors_of_the_client_come_in_our_words(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def garbled(*_: object, **__: object) -> None:
+        raise ValueError("Expecting value: line 1")  # as JSON has it of a page that a proxy sends
+
+    monkeypatch.setattr(HfApi, "model_info", garbled)
+    with pytest.raises(OSError, match="^cannot write to org/lgq: Expecting value: line 1$"):
+        prepare("org/lgq")
 
 
 def test_no_network(publication: Publication, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +263,9 @@ def test_what_arrived_is_compared(hub: Hub, publication: Publication) -> None:
     one, two, three = list(publication.files)[:3]
     size = publication.files[two]
     wrong = f"{one} has another hash, .{{10}}; {two} has {size - 1:,} bytes instead of {size:,}; {three} is missing"
-    with pytest.raises(OSError, match=f"of org/lgq is not what was sent: {wrong}. Push again, and do not use this"):
+    with pytest.raises(
+        OSError, match=f"^commit .{{40}} of org/lgq is not what was sent: {wrong}. Push again, and do not use this"
+    ):
         push(publication, "org/lgq", tag="v1")
     repository = hub.repositories["org/lgq"]
     assert repository.tags == {} and repository.files != contents(publication)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from lgq_hf.pictures import SUFFIXES, find_pictures, open_picture
+from lgq_hf.pictures import SUFFIXES, find_pictures, formats, open_picture, read_picture
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -123,6 +123,32 @@ def test_broken_files_say_what_is_wrong(broken: dict[str, Path], kind: str, reas
         open_picture(broken[kind])
 
 
+READ = "AVIF, BMP, GIF, JPEG, JPEG2000, PNG, PPM, TGA, TIFF, WEBP"
+
+
+def test_other_formats_are_not_opened_whatever_they_are_called(
+    tmp_path: Path, astronaut: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow's reader of EPS would run Ghostscript."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+    for kind, name in (("EPS", "EPS"), ("PCX", "PCX"), ("ICO", "ICO")):
+        path = tmp_path / "photo.png"
+        astronaut.resize((16, 16)).save(path, kind)
+        message = f"^expected a picture in one of the formats {READ}, got {name}: convert it$"
+        for source in (path, path.read_bytes()):
+            with pytest.raises(ValueError, match=message):
+                read_picture(source)
+        with pytest.raises(ValueError, match=message):
+            open_picture(path)
+
+
+def test_a_format_that_pillow_was_built_without_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ", ".join(formats()) == READ
+    known = {suffix: name for suffix, name in Image.registered_extensions().items() if name != "AVIF"}
+    monkeypatch.setattr(Image, "registered_extensions", lambda: known)
+    assert ", ".join(formats.__wrapped__()) == READ.removeprefix("AVIF, ")
+
+
 def test_what_is_no_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"^no such file$"):
         open_picture(tmp_path / "missing.png")
@@ -130,7 +156,7 @@ def test_what_is_no_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match=r"^not a regular file$"):
         open_picture(tmp_path / "pipe.png")
 
-    def forbidden(*_: object) -> None:
+    def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     touch(tmp_path, "secret.png")

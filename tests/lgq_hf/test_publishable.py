@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lgq_hf import default_checkpoint
 from lgq_hf.publishable import check_publishable
-from lgq_hf.publishable_files import PIPELINE, TOKENIZER
+from lgq_hf.publishable_card import HERE, STATE_BOTH, STATE_PICTURES, card_for
 from tests.lgq_hf.publishing import CARD, MODEL_INDEX, pipeline_folder, tokenizer_folder
 
 
@@ -29,13 +29,13 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 def test_a_tokenizer_goes_with_its_code_and_nothing_else(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert {"modeling_lgq.py", "quantizer_lgq.py", "image_processing_lgq.py"} <= names
-    (folder / "LICENSE").write_text("MIT")
-    (folder / "samples.png").write_bytes(b"png")
     (folder / "images").mkdir()
-    (folder / "images" / "grid.png").write_bytes(b"png")
+    besides = {"LICENSE", "LICENSE-MIT", "notice.txt", "samples.png", "images/grid.PNG", "images/Grid.webp"}
+    for name in besides:
+        (folder / name).write_text("MIT")
     others = {
         "pytorch_model.bin": "a pickle, which can run code when it is loaded",
-        "model.ckpt": "a pickle, which can run code when it is loaded",
+        "model.CKPT": "a pickle, which can run code when it is loaded",
         ".env": "hidden, or a cache",
         ".cache/huggingface/x.json": "hidden, or a cache",
         "__pycache__/modeling_lgq.pyc": "hidden, or a cache",
@@ -49,11 +49,17 @@ def test_a_tokenizer_goes_with_its_code_and_nothing_else(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     (folder / "link.json").symlink_to(folder / "gone.json")
+    (folder / "pictures").symlink_to("images")
+    (folder / "same.png").symlink_to("samples.png")
     publication = check_publishable(folder)
-    assert publication.kind == TOKENIZER and publication.notes == []
-    assert publication.files.keys() == names | {"LICENSE", "samples.png", "images/grid.png"}
+    assert publication.notes == []
+    assert publication.files.keys() == names | besides | {"same.png"}
     assert publication.files["model.safetensors"] == (folder / "model.safetensors").stat().st_size
-    assert publication.left_out == {**others, "link.json": "a link to nothing"}
+    assert publication.left_out == {
+        **others,
+        "link.json": "a link to nothing",
+        "pictures": "a link to a folder",
+    }
 
 
 @pytest.mark.parametrize("kind", ["masked", "autoregressive"])
@@ -63,8 +69,51 @@ def test_a_pipeline_goes_with_its_components(kind: str, tmp_path: Path) -> None:
     (folder / "other").mkdir()
     (folder / "other" / "config.json").write_text("{}")
     publication = check_publishable(folder)
-    assert publication.kind == PIPELINE and publication.files.keys() == written
+    assert publication.files.keys() == written
     assert publication.left_out == {"other/config.json": "in a folder that is no part of the checkpoint"}
+
+
+def test_links_that_lead_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "extra.json").symlink_to(tmp_path / "secret.json")
+    told = r"extra.json' is a link to '.*secret.json': expected files that lie in the folder, .*`cp -rL .* NEW` makes"
+    with pytest.raises(ValueError, match=told):
+        check_publishable(folder)
+    (folder / "extra.json").rename(folder / "extra.bin")  # of a kind that stays, wherever it leads
+    assert "extra.bin" in check_publishable(folder).left_out
+
+
+def test_a_component_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    folder = pipeline_folder(tmp_path / "masked", "masked")
+    (folder / "vqvae").rename(folder / "tokenizer")
+    (folder / "vqvae").symlink_to("tokenizer")  # it would load here, and not go
+    with pytest.raises(ValueError, match="vqvae' is a link to '.*tokenizer': expected files that lie in the folder"):
+        check_publishable(folder)
+
+
+@pytest.mark.parametrize("placeholder", [STATE_PICTURES, STATE_BOTH])
+def test_a_card_that_does_not_say_the_licence_of_the_pictures(folder: Path, placeholder: str) -> None:
+    wrapped = placeholder.replace("they were", "they\nwere")
+    (folder / "README.md").write_text(f"{CARD}\n## Licence\n\nThese weights: mit. {wrapped}\n")
+    told = f"README.md still says '{placeholder}': write there instead what their licence is, or that it is not known"
+    with pytest.raises(ValueError, match=f"the card in .*tiny' is not finished: {told}"):
+        check_publishable(folder)
+    (note,) = check_publishable(folder, as_generated=True).notes
+    assert note.startswith(told)
+
+
+def test_a_card_that_loads_its_own_folder_goes_with_the_name_of_the_repository(folder: Path) -> None:
+    text = f"{CARD}\r\nmodel = LGQTokenizer.{HERE}\nprocessor = LGQImageProcessor.{HERE}\n"
+    (folder / "README.md").write_bytes(text.encode())
+    (note,) = check_publishable(folder).notes
+    assert note == f"README.md goes with the repository's name where it says {HERE}; the file here stays as it is"
+    assert card_for(folder, "org/lgq").decode() == text.replace('"."', '"org/lgq"')
+
+
+@pytest.mark.parametrize("license_", ["openrail++", "cc-by-nc-sa-4.0", "[mit, apache-2.0]"])
+def test_licences(folder: Path, license_: str) -> None:
+    (folder / "README.md").write_text(f"---\nlicense: {license_}\n---\n# tiny\n")
+    assert check_publishable(folder).files
 
 
 def test_a_pipeline_that_draws_nothing_is_refused(tmp_path: Path) -> None:
@@ -147,12 +196,22 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "list": (_write("README.md", "---\n- a\n---\n"), "cannot be read: .*should be a dict"),
     "no license": (_write("README.md", "---\ntags: [a]\n---\n"), "names no license: expected an identifier.*got None"),
     "empty license": (_write("README.md", "---\nlicense: ''\ntags: [a]\n---\n"), "names no license.*got ''"),
+    "own license": (
+        _write("README.md", "---\nlicense: all mine!!\n---\n"),
+        "names no license: expected an identifier of the Hub's, such as mit.*got 'all mine!!'",
+    ),
     "some license": (
         _write("README.md", "---\nlicense: other\n---\n"),
         "says 'license: other' and not which: expected",
     ),
     "no results": (_unlink("results.json"), "no results in .*lgq evaluate .* PICTURES --output"),
-    "empty results": (_write("results.json", '{"steps": 3}'), r"holds no results: .*found \['steps'\]"),
+    "empty results": (
+        _write("results.json", '{"steps": 3}'),
+        r"holds no results: expected numbers in validation .* none in \['steps'\]. Measure it: lgq evaluate",
+    ),
+    "null results": (_write("results.json", '{"metrics": {"x": null}}'), r"no results: .* none in \['metrics'\]"),
+    "NaN results": (_write("results.json", '{"metrics": {"x": [NaN, true]}}'), "holds no results"),
+    "steps alone": (_write("results.json", '{"validation": [{"step": 10, "psnr": null}]}'), "holds no results"),
     "results of another kind": (_write("results.json", "[]"), "expected an object, got list"),
     "damaged results": (_write("results.json", "{"), "results.json' is damaged"),
 }

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 
 from lgq_hf.cli.main import main as lgq
+from lgq_hf.publishable_card import STATE_PICTURES
 from tests.hub_client import turn_to
 from tests.hub_server import Hub
 from tests.training.steps import forget_processes
@@ -38,13 +39,15 @@ def test_a_tokenizer_is_published_as_it_stands(
 ) -> None:
     train_tokenizer([*words, *PUBLISHED, "report.hub_private=true"])
     repository, final = hub.repositories["org/name"], tmp_path / "run" / "final"
-    assert capsys.readouterr().out.splitlines()[-1] == f"{hub.url}/org/name/commit/{repository.sha}"
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"{hub.url}/org/name/commit/{repository.sha}"
+    assert f"warning: README.md still says '{STATE_PICTURES}': write there instead what their licence is" in err
     files = {path.name: path.read_bytes() for path in final.iterdir()}
     assert repository.files == files and repository.private and repository.messages == ["Upload run"]
     assert {"README.md", "model.safetensors", "modeling_lgq.py", "recipe.yaml", "results.json"} <= files.keys()
     card = ModelCard.load(final / "README.md")
     assert card.data.license == "mit" and 'LGQTokenizer.from_pretrained("org/name")' in card.text
-    assert "These weights: mit. State here that of the pictures" in card.text
+    assert f"These weights: mit. {STATE_PICTURES}" in card.text
     # who does it again does not publish in the same place
     report = yaml.safe_load((final / "recipe.yaml").read_text())["report"]
     assert (report["push_to_hub"], report["hub_private"], report["license"]) == (None, False, "mit")
@@ -77,7 +80,26 @@ def test_a_push_that_fails_loses_nothing(
         train_tokenizer([*words, "--push_to_hub", "org/other", "report.license=mit", "report.hub_private=true"])
     assert shlex.split(capsys.readouterr().err.rpartition("To publish it: ")[2])[3:] == ["org/other", "--private"]
     assert read_csv(tmp_path / "run" / "training.csv") == rows
+    # a command that can be given again is no long run: it asks for the licence of the pictures
+    assert lgq(command[1:]) == 2 and repository.files == {}
+    assert f"README.md still says '{STATE_PICTURES}'" in capsys.readouterr().err
+    card = final / "README.md"
+    card.write_text(card.read_text().replace(STATE_PICTURES, "Pictures: public domain."))
     assert lgq(command[1:]) == 0 and "model.safetensors" in repository.files
+
+
+def test_a_run_that_was_not_published_is_by_the_command(
+    words: list[str], tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_tokenizer([*words, "report.license=mit"])
+    final = tmp_path / "run" / "final"
+    assert lgq(["push", str(final), "org/name", "--dry-run"]) == 2
+    assert f"the card in '{final}' is not finished: README.md still says '{STATE_PICTURES}'" in capsys.readouterr().err
+    card = final / "README.md"
+    card.write_text(card.read_text().replace(STATE_PICTURES, "Pictures: public domain."))
+    assert lgq(["push", str(final), "org/name"]) == 0
+    sent = hub.repositories["org/name"].files["README.md"].decode()
+    assert sent.count('.from_pretrained("org/name")') == 2 and 'from_pretrained(".")' not in sent
 
 
 def test_what_is_missing_shows_before_the_first_step(
@@ -100,7 +122,11 @@ def test_what_is_missing_shows_before_the_first_step(
     [
         ({"push_to_hub": "org/name"}, "report.push_to_hub=org/name needs report.license"),
         ({"push_to_hub": "name", "license": "mit"}, "expected a repository as ORG/NAME, got 'name'"),
-        ({"license": "The MIT licence"}, "report.license must be an identifier of the Hub's, such as mit, got 'The"),
+        (
+            {"license": "The MIT licence"},
+            "report.license must be an identifier of the Hub's that names a licence, such as mit",
+        ),
+        ({"license": "other"}, r"such as mit \(not other\), got 'other'"),
         ({"hub_private": True}, "report.hub_private=true is for report.push_to_hub, which is not set"),
     ],
 )

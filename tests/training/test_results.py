@@ -1,5 +1,6 @@
 """The published folder: what is in it, and that others can load it."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from benchmarks import photographs
 from lgq_hf import LGQImageProcessor, LGQModel, LGQTokenizer
 from lgq_hf.provenance import provenance
+from lgq_hf.publishable_card import HERE, STATE_BOTH, STATE_PICTURES, unstated
 from tests.training import steps
 from training.discriminator import PatchDiscriminator
 from training.log import CsvLog
@@ -250,6 +252,17 @@ def test_the_card(final: Path) -> None:
     assert "`discriminator.safetensors` holds" in text and "averaged over training" in text
     assert "$" not in text and "{" not in text and "\n\n\n" not in text
     assert max(len(line) for line in text.splitlines() if "packages" not in line) < 250
+
+
+def test_what_the_card_leaves_to_its_writer_is_found(
+    published: tuple[Path, Recipe, LGQModel, Any], final: Path
+) -> None:
+    assert (final / "README.md").read_text().count(HERE) == 2
+    assert STATE_BOTH in str(unstated(ModelCard.load(final / "README.md")))
+    _, recipe, model, _ = published
+    licensed = dataclasses.replace(recipe, report=dataclasses.replace(recipe.report, license="mit"))
+    text = card(results(recipe, model), licensed, has_discriminator=True)
+    assert f"These weights: mit. {STATE_PICTURES}" in text and STATE_PICTURES in str(unstated(ModelCard(text)))
 
 
 def test_the_code_of_the_card_runs(final: Path, tmp_path: Path) -> None:

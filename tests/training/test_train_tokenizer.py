@@ -24,6 +24,7 @@ from tests.training import launching
 from tests.training.launching import ROOT, TIMES, assert_same_run, finish, kill_when, rows, stop_after
 from tests.training.steps import RUN_MODEL, forget_processes
 from training.log import read_csv
+from training.recipe import read_recipe
 from training.run_state import newest_checkpoint
 from training.train_tokenizer import TokenizerRun, main, take_over
 
@@ -214,6 +215,18 @@ def test_a_run_goes_on_from_what_another_published(recipe: Path, tmp_path: Path)
         assert chosen
         for key in chosen:
             torch.testing.assert_close(a[key], b[key], rtol=1e-6, atol=1e-9)
+
+
+def test_a_model_that_was_damaged_on_its_way_from_the_hub_is_not_taken_over(recipe: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshots" / "commit"
+    LGQModel(read_recipe(recipe, []).config()).save_pretrained(snapshot)
+    blob = tmp_path / "blobs" / ("0" * 64)  # what the Hub said of the weights
+    blob.parent.mkdir()
+    (snapshot / "model.safetensors").rename(blob)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/" + blob.name)
+    with pytest.raises(ValueError, match="model.safetensors was damaged on its way from the Hub"):
+        main(["--config", str(recipe), f"start_from={snapshot}"])
+    assert not (tmp_path / "run" / "training.csv").exists()
 
 
 @pytest.mark.slow

@@ -43,6 +43,9 @@ def test_errors_are_one_line(
     def fails(*_: Any) -> None:
         raise ExportError("the exported encoder gives other tokens")
 
+    monkeypatch.chdir(tmp_path)  # before anything is loaded
+    status, _, err = lgq_export(capsys, tmp_path / "gone", "-o", ".")
+    assert status == 2 and err.startswith("lgq: . is the current directory, and what is written takes the place")
     output = tmp_path / "x"
     assert lgq_export(capsys, tmp_path / "gone", "-o", output)[::2] == (
         2,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lgq_hf.cli.main import main
+from lgq_hf.publishable_card import HERE, STATE_PICTURES
 from tests.hub_client import turn_to
 from tests.hub_server import Hub
 from tests.lgq_hf.publishing import tokenizer_folder
@@ -21,13 +22,15 @@ def test_a_dry_run_lists_and_sends_nothing(
     hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     turn_to(hub, tmp_path, monkeypatch, token=None)
+    (folder / "README.md").write_text(f"{(folder / 'README.md').read_text()}\nLGQTokenizer.{HERE}\n")
     assert main(["push", str(folder), "org/lgq", "--dry-run", "--tag", "v1"]) == 0
     out, err = capsys.readouterr()
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "optimizer.bin"}
-    *listed, total, left_out, last = out.splitlines()
+    *listed, total, left_out, note, last = out.splitlines()
     assert {line.split()[1]: int(line.split()[0].replace(",", "")) for line in listed} == sizes
     assert total == f"{sum(sizes.values()):,}  {len(sizes)} files"
     assert left_out == "left out: optimizer.bin (a pickle, which can run code when it is loaded)"
+    assert note.startswith(f"note: README.md goes with the repository's name where it says {HERE}")
     assert last == "dry run: nothing was sent to org/lgq" and err == "" and hub.requests == []
 
 
@@ -57,10 +60,17 @@ def test_what_fails_is_said_with_its_status(
     assert "lgq: the upload to org/lgq failed: " in capsys.readouterr().err
     assert main(["push", str(folder), "lgq"]) == 2
     assert capsys.readouterr().err.startswith("lgq: expected a repository as ORG/NAME, got 'lgq'")
+    for option, kind in (("--tag", "tag"), ("--revision", "branch")):  # before the folder is looked at
+        assert main(["push", str(folder / "gone"), "org/lgq", option, "", "--dry-run"]) == 2
+        assert capsys.readouterr().err.startswith(f"lgq: expected the name of a {kind}, ")
     turn_to(hub, tmp_path, monkeypatch, token=None)
     assert main(["push", str(folder), "org/lgq"]) == 2
     assert "hf auth login" in capsys.readouterr().err
-    (folder / "README.md").unlink()
+    card = folder / "README.md"
+    card.write_text(f"{card.read_text()}\n{STATE_PICTURES}\n")
+    assert main(["push", str(folder), "org/lgq", "--dry-run"]) == 2
+    assert f"is not finished: README.md still says '{STATE_PICTURES}': write there" in capsys.readouterr().err
+    card.unlink()
     assert main(["push", str(folder), "org/lgq", "--dry-run"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("lgq: no card in ")

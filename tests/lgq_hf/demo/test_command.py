@@ -37,7 +37,7 @@ def test_what_others_reach_is_not_local(
     assert main(["demo", *named, *arguments]) == 0
     ((models, _, port, share),) = served
     assert models.local is False and (port, share) == (8000, "--share" in arguments)
-    assert (models.first.name, models.second.name) == (str(model_folder), str(other_model_folder))
+    assert (models.first.name, models.second.name) == (model_folder.name, other_model_folder.name)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from lgq_hf.demo import pictures
 from lgq_hf.demo.pictures import SIZES, drawn_picture, fit, open_upload, samples
@@ -29,6 +29,14 @@ def test_what_is_no_picture_is_told(broken: dict[str, Path], kind: str, message:
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         open_upload(broken[kind])
     assert "\n" not in str(raised.value) and str(broken[kind]) not in str(raised.value)
+
+
+def test_an_upload_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+    Image.new("RGB", (20, 10)).save(tmp_path / "photo.png", "EPS")
+    message = r"^this file cannot be shown: expected a picture in one of the formats .*, got EPS: convert it$"
+    with pytest.raises(ValueError, match=message):
+        open_upload(tmp_path / "photo.png")
 
 
 def test_large_files_and_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lgq_hf import LGQImageProcessor
 from lgq_hf.checkpoint import Checkpoint
 from lgq_hf.demo import view as views
 from lgq_hf.demo.view import View
@@ -38,6 +39,17 @@ def test_every_model_shows_a_reconstruction_and_its_bits(case: str, tiny: Tiny, 
     assert plain.measures.grid == plain.tokens.shape and plain.measures.bits_per_pixel > 0
     assert len(plain.measures.grid) == (2 if config.tokens_per_position == 1 else 3)
     assert view.note == "50 x 39 pixels, as it came." and view.edited == []
+
+
+def test_a_checkpoint_does_not_make_pictures_larger(tiny: Tiny, chelsea: Image.Image) -> None:
+    checkpoint = tiny("sq_l2")
+    greedy: dict[str, Any] = {"do_resize": True, "size": {"shortest_edge": 512}, "pad_to_multiple_of": 512}
+    greedy |= {"do_center_crop": True, "crop_size": {"height": 300, "width": 300}}
+    asking = Checkpoint("greedy", Path(), checkpoint.model, LGQImageProcessor(**greedy), torch.device("cpu"))
+    view = views.compare(views.open_view(checkpoint, chelsea.resize((50, 39)), 128), asking, "greedy")
+    assert view.other is not None and view.other.tokens.shape == (10, 13)  # of 4 x 4 pixels
+    assert np.array_equal(view.other.original, view.plain.original)
+    assert np.array_equal(view.other.picture, view.plain.picture)
 
 
 def test_uploads_and_sizes(tiny: Tiny, chelsea: Image.Image, tmp_path: Path) -> None:
