@@ -85,13 +85,16 @@ class Checkpoint:
 def load_checkpoint(
     reference: str | None, device: str = "auto", *, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> Checkpoint:
-    """Loads a checkpoint folder or Hub repository (`None`: the built-in one) onto "auto" or a device of torch's.
+    """Loads a checkpoint folder or Hub repository onto "auto" or a device of torch's.
+
+    The built-in one is `None`, or its name where no folder is called so.
 
     Raises:
         ValueError: it is not there, is no LGQ checkpoint or a damaged one, its image processor does not fit the model,
             or the device is missing; the message is one line.
     """
-    name, place = (default_checkpoint().name, str(default_checkpoint())) if reference is None else (reference,) * 2
+    place = _place(reference)
+    name = default_checkpoint().name if reference is None else reference
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch finds no CUDA device here; leave it out, or use --device cpu")
     if device == "auto":
@@ -149,7 +152,7 @@ def find_checkpoint(reference: str | None, revision: str | None = None) -> Refer
     Raises:
         ValueError: it is not there, or no checkpoint; or a revision is asked of a folder. The message is one line.
     """
-    place = str(default_checkpoint()) if reference is None else reference
+    place = _place(reference)
     _check_reference(place)
     if Path(place).is_dir():
         if revision is not None:
@@ -215,6 +218,13 @@ def _explained(reference: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as error:
         raise ValueError(f"cannot load the model {reference!r}: {one_line(error)}") from error
+
+
+def _place(reference: str | None) -> str:
+    """Folder or repository; the built-in folder for its name, if no folder is called so."""
+    builtin = default_checkpoint()
+    called = reference == builtin.name and not Path(reference).exists()
+    return str(builtin) if reference is None or called else reference
 
 
 def _check_reference(place: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
 
-from lgq_hf import default_checkpoint
 from lgq_hf.checkpoint import SHORT, Checkpoint, load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
 from lgq_hf.evaluation.grid import draw_extremes
@@ -49,10 +48,8 @@ def run_tokenizer(args: argparse.Namespace, output: Path, grid: Path | None) -> 
         name=args.config,
         revision=args.source_revision,
     )
-    builtin = default_checkpoint().name
-    reference = None if args.model == builtin and not Path(builtin).exists() else args.model
     dtype = DTYPES[args.dtype]
-    checkpoint = load_checkpoint(reference, own_device(args.device), revision=args.revision, dtype=dtype)
+    checkpoint = load_checkpoint(args.model, own_device(args.device), revision=args.revision, dtype=dtype)
     first = share()[1] == 0
     result = _evaluate(args, checkpoint, source, settings, first)
     if not first:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lgq_hf import LGQModel
+from lgq_hf import LGQModel, default_checkpoint
 from lgq_hf.checkpoint import CODEBOOK, find_checkpoint, fingerprint, load_checkpoint, weights_fingerprint
 
 
@@ -73,3 +73,14 @@ def test_a_repository_is_known_by_its_commit(
     found = find_checkpoint("org/tiny", "main")
     assert (found.name, found.revision) == ("org/tiny", commit)
     assert found.weights == weights_fingerprint(model_folder)
+
+
+def test_the_built_in_one_goes_by_its_name_unless_a_folder_does(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = default_checkpoint().name
+    monkeypatch.chdir(tmp_path)
+    assert load_checkpoint(name, "cpu").folder == default_checkpoint()
+    assert find_checkpoint(name).weights == find_checkpoint(None).weights
+    shutil.copytree(model_folder, tmp_path / name)
+    assert find_checkpoint(name).weights == find_checkpoint(str(model_folder)).weights
