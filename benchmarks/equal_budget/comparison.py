@@ -187,7 +187,7 @@ def _missing(one: Judged) -> float:
 
 
 def _settings_of_lgq(result: Result) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Labels and runs: the tuned settings, other K, and all arms that are not the base arm's."""
+    """Labels and runs: the tuned settings, other K, and all arms of the same budget that are not the base arm's."""
     found = []
     for method in ("lgq", "lgq_paper", "lgq_bare", "lgq_quarter"):
         label = result["methods"][method]["label"]
@@ -199,6 +199,8 @@ def _settings_of_lgq(result: Result) -> list[tuple[str, list[dict[str, Any]]]]:
     by_name = {run["name"]: run for run in result["runs"] if "failed" not in run}
     for arm in result["arms"]:
         run = by_name.get(arm["run"])
-        if run is not None and run["stage"] in (ABLATE, TRADEOFF):
+        if run is None or "batch_size" in run["overrides"]:  # which changes the number of steps
+            continue
+        if run["stage"] in (ABLATE, TRADEOFF):
             found.append((f"{arm['group']}: {arm['label']}", [run]))
     return found

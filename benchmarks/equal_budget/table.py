@@ -18,6 +18,7 @@ from benchmarks.equal_budget.comparison import (
     runs_of,
     spread,
 )
+from benchmarks.equal_budget.methods import METHODS
 from benchmarks.equal_budget.runs import ABLATE, COMPARE, TRADEOFF, TREND, TUNE
 from benchmarks.markdown import cell
 
@@ -139,10 +140,10 @@ def tuning_table(result: Result) -> str:
 
 
 def trend_table(result: Result) -> str:
-    """Each method at each K, one seed."""
+    """Each method that is run at other K too, at each K, one seed."""
     sizes = sorted({result["scale"]["codes"], *result["scale"]["trend"]})
     rows = []
-    for name in compared_methods(result):
+    for name in (name for name in compared_methods(result) if METHODS[name].trend):
         cells = [_at(result, name, codes) for codes in sizes]
         rows.append([result["methods"][name]["label"], *(text for one in cells for text in one)])
     titles = ("PSNR, dB", "Fréchet distance", "codes used")

@@ -69,6 +69,10 @@ def test_targets_are_asked_of_one_setting() -> None:
     assert tuned.values == pytest.approx((-38 / 3, -9.0, 80.0, 1.0, 0.5)) and tuned.runs == 3
     assert tuned.shortfalls == pytest.approx((0, 0, 30.0, 0, 0)) and tuned.met == 4
     assert judged["LGQ, tuned, K = 256"].met == 1 and "codes begin by: random" not in judged
+    assert "codes begin by: kmeans" in judged
+    other = result()
+    next(run for run in other["runs"] if run["name"] == "ablate-init_kmeans")["overrides"] = {"batch_size": 16}
+    assert "codes begin by: kmeans" not in {one.label for one in judge(other)}  # more steps are another budget
     text = targets_table(result())
     assert text.startswith("All targets are met by one setting: lambda_peak as tuned: lambda_usage 0.05.")
     assert "| 80.00 (misses by 30.00) |" in text and "| **-12.67** |" in text
@@ -101,6 +105,7 @@ def test_the_other_tables() -> None:
     assert "| FSQ | setting 3 of fsq | failed: loss or gradient is not finite at step 7, which" in made["tuning"]
     assert _row(made["trend"], "FSQ")[1:7] == ["21.00", "160.0", "256", "24.00", "100.0", "1000"]
     assert _row(made["trend"], "FSQ")[7:] == ["", "", ""]
+    assert "IBQ" in made["quality"] and "IBQ" not in made["trend"]  # which is run at one K
     assert "| codes begin by | random | 25.00 | base | 26.00 | base | 90.0 | base | 800 | 0.4000 |" in made["ablation"]
     assert (
         "| codes begin by | kmeans | 24.50 | -0.50 | 25.50 | -0.50 | 99.0 | +10.0 | 790 | 0.3950 |" in made["ablation"]
