@@ -1,40 +1,47 @@
-"""Reconstruction, codebook usage and speed of a checkpoint.
+"""What a checkpoint reconstructs, how its codes are used, and its speed.
 
-    python -m benchmarks.checkpoint [MODEL] --name lgq_default [--corpus corpus]
+    python -m benchmarks.checkpoint [MODEL] --name lgq_tiny [--corpus corpus]
 
-Photographs: those of scikit-image, shorter side to 256 px (LANCZOS), centre square. PSNR and SSIM per picture on 8-bit
-pixels, then averaged. Codes: hard tokens of the photographs, and of the corpus's test split where one is given. Speed:
-fp32, batches of one 256 px picture, the median of the timed repetitions.
+Everything but the speed is `lgq evaluate`'s (docs/evaluating.md defines each number), on sets of pictures whose
+shorter side is resized to 256 px (LANCZOS) and whose middle square is taken: photographs of scikit-image, and where a
+corpus is given its test split and the stamps of its validation split. Speed: fp32, batches of one 256 px picture, the
+median of the timed repetitions.
 """
 
 import argparse
 import hashlib
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from skimage.metrics import structural_similarity
-from tqdm.auto import tqdm
 
 from benchmarks import photographs
 from benchmarks.results_file import write_result
-from lgq_hf import LGQImageProcessor, LGQModel, default_checkpoint
-from lgq_hf.metrics.reconstruction import psnr
+from lgq_hf import LGQModel, default_checkpoint
+from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.evaluation import Settings, evaluate_tokenizer
+from lgq_hf.metrics.efficientnet import EfficientNetLite0
+from lgq_hf.metrics.perceptual import EfficientNetDistance
+from lgq_hf.tokens.encoding import Preprocessing
+from lgq_hf.tokens.sources import open_source
 
 SIDE = 256
+BATCH = 4
+SETS = {"photographs": photographs.NAMED, "all_photographs": (*photographs.NAMED, *photographs.MORE)}
+STAMPS = Path("images") / "validation" / "tuxpaint-stamps-default"
 PROTOCOL = {
     "size": SIDE,
     "resize": "shorter side, LANCZOS",
     "crop": "centre",
     "pixels": "8 bit",
     "psnr": "mean over pictures of 10 log10(1 / MSE) in dB",
-    "ssim": "scikit-image, Gaussian window sigma 1.5, mean over channels and pictures",
+    "ssim": "mean over pictures, Gaussian window of 11 with sigma 1.5 (pytorch-msssim)",
     "dtype": "float32",
+    "batch_size": BATCH,
 }
 
 
@@ -42,37 +49,6 @@ def weights_sha256(model: str) -> str | None:
     """Hash of a local checkpoint's weight files; `None` for a repository."""
     files = sorted(Path(model).glob("*.safetensors"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else None
-
-
-@torch.inference_mode()
-def reconstruct(model: LGQModel, processor: LGQImageProcessor, picture: Image.Image) -> tuple[Image.Image, np.ndarray]:
-    """The picture after encode and decode, and its tokens, flat."""
-    batch = processor(picture, return_tensors="pt")
-    tokens = model.encode(batch["pixel_values"]).image_tokens
-    decoded = model.decode(tokens).decoded_pixel_values
-    return processor.postprocess(decoded, batch["original_sizes"])[0], tokens.flatten().numpy()
-
-
-def quality(picture: Image.Image, reconstruction: Image.Image) -> dict[str, float]:
-    """PSNR in dB and SSIM of one pair of 8-bit pictures."""
-    a, b = (np.asarray(p, dtype=np.float64) / 255 for p in (picture, reconstruction))
-    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    ssim = structural_similarity(a, b, channel_axis=2, data_range=1.0, **window)
-    pair = (torch.from_numpy(array).permute(2, 0, 1)[None] for array in (a, b))
-    return {"psnr": float(psnr(*pair)[0]), "ssim": float(ssim)}
-
-
-def codebook(tokens: Iterable[np.ndarray], codebook_size: int) -> dict[str, float]:
-    """How many tokens there were, how many codes they used, and the entropy of the codes in bits."""
-    counts = np.bincount(np.concatenate(list(tokens)), minlength=codebook_size)
-    share = counts[counts > 0] / counts.sum()
-    entropy = float(-(share * np.log2(share)).sum())
-    return {
-        "tokens": int(counts.sum()),
-        "codes_used": len(share),
-        "entropy_bits": entropy,
-        "perplexity": 2**entropy,
-    }
 
 
 def _rate(call: Callable[[], Any], repetitions: int = 30) -> float:
@@ -99,46 +75,43 @@ def speed(model: LGQModel) -> dict[str, float]:
 
 def measure(source: str, corpus: Path | None) -> dict[str, Any]:
     """Everything that the result file holds, apart from its provenance."""
-    model = LGQModel.from_pretrained(source, dtype=torch.float32)
-    processor = LGQImageProcessor.from_pretrained(source)
-    result: dict[str, Any] = {"weights_sha256": weights_sha256(source), "protocol": PROTOCOL, "seed": None}
-    result["speed"] = speed(model)
-    pictures, tokens = {}, {}
-    for name in (*photographs.NAMED, *photographs.MORE):
-        picture = photographs.load(name, SIDE)
-        reconstruction, tokens[name] = reconstruct(model, processor, picture)
-        pictures[name] = quality(picture, reconstruction)
-    for key, names in {"photographs": photographs.NAMED, "all_photographs": tuple(pictures)}.items():
-        rows = [pictures[name] for name in names]
-        result[key] = {metric: statistics.mean(row[metric] for row in rows) for metric in ("psnr", "ssim")}
-        result[key] |= {"pictures": len(names), **codebook([tokens[n] for n in names], model.config.codebook_size)}
-    result["by_picture"] = pictures
+    checkpoint = load_checkpoint(source, "cpu")
+    network, distance = EfficientNetLite0(), EfficientNetDistance()
+
+    def evaluated(folder: Path) -> dict[str, Any]:
+        settings = Settings(preprocessing=Preprocessing(size=SIDE), batch_size=BATCH)
+        pictures = open_source(str(folder), kind="folder")
+        found = evaluate_tokenizer(checkpoint, pictures, settings, network, distance, network)
+        return {**found["metrics"], "pictures": found["protocol"]["pictures"]}
+
+    result: dict[str, Any] = {
+        "weights_sha256": weights_sha256(source),
+        "protocol": PROTOCOL | {"network": network.name, "network_sha256": network.weights_sha256},
+        "seed": None,
+        "speed": speed(checkpoint.model),
+    }
+    for key, names in SETS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            for name in names:
+                photographs.load(name, SIDE).save(Path(folder) / f"{name}.png")
+            result[key] = evaluated(Path(folder))
     if corpus is not None:
-        result["corpus_test"] = measure_corpus(model, processor, corpus)
-    config = model.config
-    return result | {
+        result["corpus_test"] = evaluated(corpus / "images" / "test")
+        result["stamps"] = evaluated(corpus / STAMPS)
+    return result | described(checkpoint)
+
+
+def described(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the checkpoint is."""
+    config = checkpoint.config
+    return {
+        "quantizer": config.quantizer,
         "codebook_size": config.codebook_size,
         "code_dim": config.quantizer_dim,
         "downsampling_factor": config.spatial_downsample_factor,
         "bits_per_pixel": config.bits_per_pixel,
-        "parameters": model.num_parameters(),
+        "parameters": checkpoint.model.num_parameters(),
     }
-
-
-def measure_corpus(model: LGQModel, processor: LGQImageProcessor, corpus: Path) -> dict[str, Any]:
-    """Mean quality and codebook usage over the test split of a corpus built by `training.corpus`."""
-    files = sorted((corpus / "images" / "test").rglob("*.png"))
-    if not files:
-        raise FileNotFoundError(f"no pictures under {corpus / 'images' / 'test'}")
-    rows, tokens = [], []
-    for file in tqdm(files, unit="picture"):
-        with Image.open(file) as opened:
-            picture = ImageOps.fit(opened.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
-        reconstruction, found = reconstruct(model, processor, picture)
-        rows.append(quality(picture, reconstruction))
-        tokens.append(found)
-    means = {metric: statistics.mean(row[metric] for row in rows) for metric in ("psnr", "ssim")}
-    return means | {"pictures": len(files), **codebook(tokens, model.config.codebook_size)}
 
 
 def main() -> None:

@@ -13,16 +13,26 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from training.corpus import PACKAGES
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = "reconstruction.jpg"
 SETS = {
     "photographs": "scikit-image: astronaut, camera, chelsea, coffee, rocket",
-    "all_photographs": "those, and nine more of its pictures",
+    "all_photographs": "scikit-image: these five and nine more pictures",
     "corpus_test": "test packages of the corpus",
+    "stamps": "stamps of the corpus's validation split",
 }
-METRICS = {"psnr": "PSNR, dB, mean over pictures", "ssim": "SSIM, mean over pictures"}
+METRICS = {
+    "psnr": "PSNR, dB, mean over pictures",
+    "ssim": "SSIM, mean over pictures",
+    "perceptual": "perceptual distance of EfficientNet-Lite0, mean over pictures",
+    "top1_agreement": "share of pictures with the same first class of EfficientNet-Lite0",
+}
+QUALITY = "PSNR, dB | SSIM | perceptual distance | same top class"
+BUDGET = "The same recipe, start, crops and steps with another quantizer, one seed each:"
 CITATION = """@article{altun2026lgq,
   title   = {{LGQ}: Learning Discretization Geometry for Scalable and Stable Image Tokenization},
   author  = {Altun, Idil Bilge and Cakiroglu, Mert Onur and Buxton, Elham and Dalkilic, Mehmet and Kurban, Hasan},
@@ -56,18 +66,55 @@ def words_of(name: str) -> dict[str, Any]:
 
 
 def quality_table(result: dict[str, Any]) -> str:
-    """A row per test set: pictures, PSNR, SSIM, codes used and entropy."""
+    """A row per test set: pictures, what was lost, and how the codes were used."""
     lines = [
-        "| test set (256 px) | pictures | PSNR, dB | SSIM | codes used | of tokens | entropy, bits |",
-        "|" + "--|" * 7,
+        f"| test set (256 px) | pictures | {QUALITY} | codes used | of tokens | entropy, bits |",
+        "|" + "--|" * 9,
     ]
     for key, name in SETS.items():
         row = result[key]
         lines.append(
-            f"| {name} | {row['pictures']} | {row['psnr']:.2f} | {row['ssim']:.3f} | {row['codes_used']} of "
-            f"{result['codebook_size']} | {row['tokens']} | {row['entropy_bits']:.2f} |"
+            f"| {name} | {row['pictures']} | {_quality(row)} | {row['codes_used']} of {result['codebook_size']} | "
+            f"{row['tokens']} | {row['entropy_bits']:.2f} |"
         )
     return "\n".join(lines)
+
+
+def _quality(row: dict[str, Any]) -> str:
+    return f"{row['psnr']:.2f} | {row['ssim']:.3f} | {row['perceptual']:.3f} | {row['top1_agreement']:.2f}"
+
+
+def baselines_part(result: dict[str, Any], baselines: dict[str, str]) -> str:
+    """The checkpoint beside others that the same recipe and budget made: a row per test set and method; or nothing.
+
+    Args:
+        result: of the checkpoint.
+        baselines: names of results by what the table calls them.
+    """
+    if not baselines:
+        return ""
+    results = {"this checkpoint": result, **{label: load(name) for label, name in baselines.items()}}
+    lines = [
+        f"| test set | quantizer | {QUALITY} | codes used | entropy, bits |",
+        "|" + "--|" * 8,
+    ]
+    for key, name in SETS.items():
+        for label, one in results.items():
+            row = one[key]
+            codes = f"{row['codes_used']} of {one['codebook_size']}"
+            lines.append(f"| {name} | {label} | {_quality(row)} | {codes} | {row['entropy_bits']:.2f} |")
+    distances = ", ".join(f"{one['corpus_test']['frechet_distance']:.1f} ({label})" for label, one in results.items())
+    pictures, network = result["corpus_test"]["pictures"], result["protocol"]["network"]
+    distance = f"Fréchet distance of {network} features on the {pictures} test pictures (no FID): {distances}."
+    return "\n".join(["## Beside other quantizers", "", BUDGET, "", *lines, "", distance, "", ""])
+
+
+def packages_table(packages: dict[str, int]) -> str:
+    """A row per package of the corpus: how many files it gave, and its pictures' licences."""
+    lines = ["| package | files | licences |", "|--|--|--|"]
+    return "\n".join(
+        [*lines, *(f"| {name} | {count} | {PACKAGES[name].licence} |" for name, count in sorted(packages.items()))]
+    )
 
 
 def codebook_table(result: dict[str, Any]) -> str:
@@ -101,12 +148,29 @@ def provenance_line(result: dict[str, Any]) -> str:
     return f"Measured at commit `{result['commit'][:12]}` with {versions}; weights sha256 `{weights}`."
 
 
-def stage_line(training: dict[str, Any]) -> str:
+def stage_of(training: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of a stage, of the trainer's results.json or of the form that it had before."""
+    recipe, hardware = training["recipe"], training["hardware"]
+    if isinstance(hardware, dict):
+        hardware = hardware["gpu"] or f"{hardware['threads']} threads of {hardware['cpu']}"
+    return {
+        "steps": training["steps"],
+        "batch_size": recipe["batch_size"],
+        "side": recipe.get("image_size", recipe.get("crop")),
+        "hours": training["hours"],
+        "hardware": hardware,
+        "corpus": training.get("data", training.get("corpus")),
+        "note": training.get(
+            "note", f"Seed {recipe.get('seed')}, commit `{(training.get('commit') or 'unknown')[:12]}`."
+        ),
+    }
+
+
+def stage_line(stage: dict[str, Any]) -> str:
     """One stage of training: steps, crops, hours, hardware, and what was out of the ordinary."""
-    recipe = training["recipe"]
     return (
-        f"{training['steps']} optimizer steps of {recipe['batch_size']} crops of {recipe['crop']} px, "
-        f"{training['hours']:.1f} hours on {training['hardware']}. {training['note']}"
+        f"{stage['steps']:,} optimizer steps of {stage['batch_size']} crops of {stage['side']} px, "
+        f"{stage['hours']:.1f} hours on {stage['hardware']}. {stage['note']}"
     )
 
 
@@ -154,7 +218,7 @@ def render_card(name: str) -> str:
     """The whole card; errors as [`words_of`]."""
     words = words_of(name)
     result = load(words["result"])
-    stages = [load(stage) for stage in words["stages"]]
+    stages = [stage_of(load(stage)) for stage in words["stages"]]
     corpus = stages[-1]["corpus"]
     source = words["source"]
     template = Template((HERE / "card.template.md").read_text())
@@ -165,6 +229,7 @@ def render_card(name: str) -> str:
         source=source,
         import_more=", default_checkpoint" if source == "default_checkpoint()" else "",
         quality=quality_table(result),
+        baselines=baselines_part(result, words.get("baselines", {})),
         codebook=codebook_table(result),
         speed=speed_line(result),
         provenance=provenance_line(result),
@@ -175,7 +240,7 @@ def render_card(name: str) -> str:
         code_bits=f"{math.log2(result['codebook_size']):g}",
         factor=result["downsampling_factor"],
         bits=f"{result['bits_per_pixel']:.4f}",
-        packages=", ".join(f"{package} ({count})" for package, count in sorted(corpus["packages"].items())),
+        packages=packages_table(corpus["packages"]),
         files=corpus["files"],
         pictures=corpus["source_pictures"],
         manifest=corpus["manifest_sha256"][:12],
