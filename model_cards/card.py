@@ -103,10 +103,18 @@ def baselines_part(result: dict[str, Any], baselines: dict[str, str]) -> str:
             row = one[key]
             codes = f"{row['codes_used']} of {one['codebook_size']}"
             lines.append(f"| {name} | {label} | {_quality(row)} | {codes} | {row['entropy_bits']:.2f} |")
-    distances = ", ".join(f"{one['corpus_test']['frechet_distance']:.1f} ({label})" for label, one in results.items())
-    pictures, network = result["corpus_test"]["pictures"], result["protocol"]["network"]
-    distance = f"Fréchet distance of {network} features on the {pictures} test pictures (no FID): {distances}."
-    return "\n".join(["## Beside other quantizers", "", BUDGET, "", *lines, "", distance, "", ""])
+    return "\n".join(["## Beside other quantizers", "", BUDGET, "", *lines, "", frechet_line(results), "", ""])
+
+
+def frechet_line(results: dict[str, dict[str, Any]]) -> str:
+    """Fréchet distances on the corpus's test pictures, by what each checkpoint is called; "" for one alone."""
+    first = next(iter(results.values()))
+    distances = ", ".join(
+        f"{one['corpus_test']['frechet_distance']:.1f}" + (f" ({label})" if label else "")
+        for label, one in results.items()
+    )
+    features = f"Fréchet distance of {first['protocol']['network']} features"
+    return f"{features} on the {first['corpus_test']['pictures']} pictures of the test packages (no FID): {distances}."
 
 
 def packages_table(packages: dict[str, int]) -> str:
@@ -225,11 +233,12 @@ def render_card(name: str) -> str:
     return template.substitute(
         metadata=metadata(name),
         name=name,
-        **{key: words[key] for key in ("summary", "dtype", "quantizer", "missing", "commands", "limits")},
+        **{key: words[key] for key in ("summary", "dtype", "quantizer", "commands", "limits")},
         source=source,
         import_more=", default_checkpoint" if source == "default_checkpoint()" else "",
         quality=quality_table(result),
         baselines=baselines_part(result, words.get("baselines", {})),
+        frechet=frechet_line({"": result}),
         codebook=codebook_table(result),
         speed=speed_line(result),
         provenance=provenance_line(result),

@@ -38,6 +38,41 @@ def test_codebook_and_cost_by_hand() -> None:
     assert card.cost_line(stages).startswith("1.5 hours on a CPU for these weights")
 
 
+def test_a_stage_is_told_of_either_form_of_record() -> None:
+    recipe = {"batch_size": 8, "image_size": 64, "seed": 3}
+    run = {"recipe": recipe, "steps": 1500, "hours": 0.25, "commit": "0123456789abcdef", "data": {"files": 9}}
+    stage = card.stage_of({**run, "hardware": {"cpu": "a CPU", "threads": 2, "gpu": None}})
+    assert card.stage_line(stage) == (
+        "1,500 optimizer steps of 8 crops of 64 px, 0.2 hours on 2 threads of a CPU. Seed 3, commit `0123456789ab`."
+    )
+    assert stage["corpus"] == {"files": 9}
+    assert card.stage_of({**run, "hardware": {"cpu": "a CPU", "threads": 2, "gpu": "a GPU"}})["hardware"] == "a GPU"
+
+
+def test_baselines_stand_beside_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def result(psnr: float) -> dict:
+        row = {"psnr": psnr, "ssim": 0.5, "perceptual": 0.25, "top1_agreement": 0.75, "frechet_distance": psnr / 2}
+        row |= {"codes_used": 3, "entropy_bits": 1.5, "pictures": 7}
+        return {"codebook_size": 4, "protocol": {"network": "net"}, **dict.fromkeys(card.SETS, row)}
+
+    monkeypatch.setattr(card, "load", lambda name: {"other": result(20.0)}[name])
+    lines = card.baselines_part(result(24.0), {"VQ": "other"}).splitlines()
+    rows = [line for line in lines if line.startswith("| test packages")]
+    assert rows == [
+        "| test packages of the corpus | this checkpoint | 24.00 | 0.500 | 0.250 | 0.75 | 3 of 4 | 1.50 |",
+        "| test packages of the corpus | VQ | 20.00 | 0.500 | 0.250 | 0.75 | 3 of 4 | 1.50 |",
+    ]
+    (line,) = (line for line in lines if line.startswith("Fréchet distance of net features on the 7 pictures"))
+    assert line.endswith(" (no FID): 12.0 (this checkpoint), 10.0 (VQ).")
+    assert card.baselines_part(result(24.0), {}) == ""
+
+
+def test_a_card_names_the_licences_of_each_package() -> None:
+    assert card.packages_table({"torcs-data": 733}).splitlines()[2] == (
+        "| torcs-data | 733 | GPL-2+, Free Art License by file |"
+    )
+
+
 def test_a_checkpoint_without_words_has_no_card() -> None:
     with pytest.raises(ValueError, match=r"no model_cards/none.yaml; there are cards of lgq-default"):
         card.render_card("none")
