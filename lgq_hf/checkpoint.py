@@ -211,12 +211,19 @@ def _json_sha256(path: Path) -> str:
     return canonical_sha256({key: value for key, value in content.items() if key not in _ADDED_AT_SAVE})
 
 
+# what transformers raises on files that are not what they should be, of odd configurations too
+_LOADING = (
+    *(OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError),
+    *(StrictDataclassError, SafetensorError),
+)
+
+
 @contextmanager
 def _explained(reference: str) -> Iterator[None]:
     """Turns what loading can raise into a ValueError of one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as error:
+    except _LOADING as error:
         raise ValueError(f"cannot load the model {reference!r}: {one_line(error)}") from error
 
 

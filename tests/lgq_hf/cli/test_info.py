@@ -95,6 +95,8 @@ def _break(kind: str, folder: Path) -> None:
             "more layers": {"num_res_blocks": 2},
             "more codes": {"codebook_size": 65},
             "impossible": {"codebook_size": 0},
+            "foreign weights": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+            "odd key": {"use_return_dict": "yes", "id2label": 3},
         }
         config.write_text(json.dumps({**values, **changes[kind]}))
 
@@ -112,6 +114,8 @@ def _break(kind: str, folder: Path) -> None:
         ("more layers", "cannot load the model .*64 missing: decoder"),
         ("more codes", "cannot load the model .*centers"),
         ("impossible", "cannot load the model .*: ValueError: codebook_size must be at least 1, got 0$"),
+        ("foreign weights", "cannot load the model .*bitsandbytes"),
+        ("odd key", "cannot load the model "),
     ],
 )
 def test_broken_checkpoints_are_refused(tmp_path: Path, lgq: Lgq, model_folder: Path, kind: str, message: str) -> None:
