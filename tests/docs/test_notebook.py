@@ -1,6 +1,7 @@
 """docs/tour.ipynb runs from top to bottom, and is kept without its outputs."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import nbclient
 import nbformat
 import pytest
 
+from lgq_hf import LGQConfig, default_checkpoint
 from tests.docs.pages import ROOT, links_of
 
 NOTEBOOK = ROOT / "docs" / "tour.ipynb"
@@ -43,6 +45,8 @@ def test_it_runs_from_top_to_bottom(notebook: Any, tmp_path: Path, monkeypatch: 
     pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
     printed = "".join(output.text for cell in code for output in cell.outputs if output.output_type == "stream")
     assert len(pictures) == 5
-    for expected in ("4096 codes", "torch.Size([20, 20])", "codes_used", "4800 bits", "1200 bits"):
+    codes = LGQConfig.from_pretrained(default_checkpoint()).codebook_size
+    bits = (f"{grid * math.log2(codes):.0f} bits" for grid in (20 * 20, 10 * 10))
+    for expected in (f"{codes} codes", "torch.Size([20, 20])", "codes_used", *bits):
         assert expected in printed
     assert len(list(tmp_path.glob("*/*.png"))) == 4  # the folder that was tokenized

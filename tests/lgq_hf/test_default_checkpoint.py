@@ -82,7 +82,7 @@ def test_reconstruct_works_on_large_pictures(
     if narrow:
         few = {"base_channels": 4, "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "latent_channels": 16}
         config = LGQConfig(**{**LGQConfig.from_pretrained(default_checkpoint()).to_diff_dict(), **few})
-        assert (config.spatial_downsample_factor, config.codebook_size, config.code_dim) == (8, 4096, 8)
+        assert (config.spatial_downsample_factor, config.code_dim) == (8, 8) and config.codebook_size >= 4096
         LGQModel(config).save_pretrained(tmp_path / "model")
         LGQImageProcessor.from_pretrained(default_checkpoint()).save_pretrained(tmp_path / "model")
         arguments += ["--model", str(tmp_path / "model")]

@@ -1,6 +1,7 @@
 """`lgq demo` in a browser: a server of its own, Chromium without a window, and what a visitor does."""
 
 import base64
+import math
 import os
 import re
 import select
@@ -19,8 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lgq_hf import LGQConfig, default_checkpoint
+
 pytest.importorskip("gradio", reason="needs gradio: pip install 'lgq_hf[demo]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
+CODES = LGQConfig.from_pretrained(default_checkpoint()).codebook_size  # K
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
@@ -219,10 +223,10 @@ def test_what_cannot_be_done_is_told_and_changes_nothing(visit: Callable[[], Any
     page.locator("#lgq-upload input[type=file]").set_input_files(tmp_path / "text.txt")
     _told(page, "this file cannot be shown: not an image that can be read, or damaged in its header")
     page.locator("#lgq-put").click()
-    _told(page, "expected a code, a whole number from 0 to 4095, got nothing")
-    page.locator("#lgq-code input").fill("4096")
+    _told(page, f"expected a code, a whole number from 0 to {CODES - 1}, got nothing")
+    page.locator("#lgq-code input").fill(str(CODES))
     page.locator("#lgq-put").click()
-    _told(page, "expected a code, a whole number from 0 to 4095, got 4096")
+    _told(page, f"expected a code, a whole number from 0 to {CODES - 1}, got {CODES}")
     page.locator("#lgq-code input").fill("7")
     page.locator("#lgq-put").click()
     _told(page, "no token is selected: click one in the grid first")
@@ -238,7 +242,7 @@ def test_a_second_checkpoint_stands_beside_the_first(visit: Callable[[], Any], m
     page.locator("#lgq-compare").click()
     page.locator("#lgq-other img").wait_for()
     assert page.locator('[data-number="bits"]').all_inner_texts() == [
-        "12,288 = 1,024 x log2(4,096)",
+        f"{1024 * math.log2(CODES):,.0f} = 1,024 x log2({CODES:,})",
         "6,144 = 1,024 x log2(64)",
     ]
     good, random = page.locator('[data-number="psnr"]').all_inner_texts()
