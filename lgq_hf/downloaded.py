@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from lgq_hf.files import file_sha256
+
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PATTERNS = ("*.json", "*.safetensors")
 
@@ -17,8 +19,7 @@ def digest_like(path: Path, expected: str) -> str:
         expected: of 64 digits: sha256, by which LFS and Xet know a file; or of 40: sha1 as git computes it.
     """
     if len(expected) == 64:
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return file_sha256(path)
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as opened:
         while part := opened.read(2**20):

@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("name", help="of the checkpoint inside the package")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights (float32)")
     arguments = parser.parse_args()
+    keep_records(arguments.final, arguments.name)  # a folder without them replaces nothing
     embed(arguments.final, PRETRAINED / arguments.name, DTYPES[arguments.dtype])
-    keep_records(arguments.final, arguments.name)
 
 
 if __name__ == "__main__":

@@ -199,8 +199,8 @@ def _settings_of_lgq(result: Result) -> list[tuple[str, list[dict[str, Any]]]]:
     by_name = {run["name"]: run for run in result["runs"] if "failed" not in run}
     for arm in result["arms"]:
         run = by_name.get(arm["run"])
-        if run is None or "batch_size" in run["overrides"]:  # which changes the number of steps
+        if run is None or run["stage"] not in (ABLATE, TRADEOFF):
             continue
-        if run["stage"] in (ABLATE, TRADEOFF):
+        if "batch_size" not in run["overrides"]:  # which changes the number of steps
             found.append((f"{arm['group']}: {arm['label']}", [run]))
     return found

@@ -161,7 +161,7 @@ _WITH_NORM = {
         ),
     )
 }
-# The main methods without that norm, each tuned anew: it scales latents, and takes something of a picture's mean hue
+# The main methods without that norm, each tuned anew: it scales latents, and takes something of a mean colour away
 _BARE = {
     f"{one.name}_bare": replace(one, name=f"{one.name}_bare", label=f"{one.label}, no norm", trend=False, norm=False)
     for one in _WITH_NORM.values()
