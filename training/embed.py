@@ -1,9 +1,11 @@
-"""Puts a finished run's model into the package, without the code that a checkpoint carries elsewhere, and its records.
+"""Puts a finished run's model where it is released, without the code that checkpoints carry elsewhere, and its records.
 
-    python -m training.embed runs/lgq_tiny/final lgq-tiny --dtype float16
+    python -m training.embed runs/lgq_tiny/final lgq_hf/pretrained/lgq-tiny --dtype float16
+    python -m training.embed runs/lgq_16k/final model_cards/lgq-16k --dtype float16 --max-shard-size 15MB
+    python -m training.embed runs/lgq_tiny_stage1/final lgq-tiny-stage1 --records-only
 
 Records go to benchmarks/results/<name>_training.json (what was run, on what, how it went) and, of each step and each
-validation, to <name>_training.csv and <name>_validation.csv there, with `_` for `-`.
+validation, to <name>_training.csv and <name>_validation.csv there, where the name is the folder's with `_` for `-`.
 """
 
 import argparse
@@ -12,24 +14,25 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 
 import lgq_hf
 from lgq_hf.files import atomic_file, atomic_folder
 
-PRETRAINED = Path(lgq_hf.__file__).parent / "pretrained"
 RESULTS = Path(lgq_hf.__file__).parents[1] / "benchmarks" / "results"
 KEPT = ("README.md", "reconstruction.jpg")  # of what is in the folder already
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def embed(final: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def embed(final: Path, folder: Path, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB") -> None:
     """Copies weights and configurations of `final` to `folder`; a card and its picture that are there stay.
 
     Args:
         final: folder of a finished run.
         folder: where to.
         dtype: weights are stored in it; a model loads in the dtype that its configuration names, as before.
+        max_shard_size: above it, weights are spread over files and an index, as by `save_pretrained`.
 
     Raises:
         ValueError: a weight is not finite in `dtype`.
@@ -39,7 +42,7 @@ def embed(final: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None
         weights = {name: tensor.to(dtype) for name, tensor in load_file(final / "model.safetensors").items()}
         if lost := sorted(name for name, tensor in weights.items() if not bool(tensor.isfinite().all())):
             raise ValueError(f"{', '.join(lost)}: expected values that {dtype} can hold; embed without --dtype")
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        save_torch_state_dict(weights, temporary, max_shard_size=max_shard_size)
         for name in ("config.json", "preprocessor_config.json"):
             values = json.loads((final / name).read_text())
             values.pop("auto_map", None)
@@ -64,11 +67,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("final", type=Path, help="folder `final` of a finished run")
-    parser.add_argument("name", help="of the checkpoint inside the package")
+    parser.add_argument("folder", type=Path, help="of the released checkpoint; its name is the checkpoint's")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights (float32)")
+    parser.add_argument("--max-shard-size", default="5GB", help="of a file of weights (5GB)")
+    parser.add_argument("--records-only", action="store_true", help="of a stage that another goes on from: no weights")
     arguments = parser.parse_args()
-    keep_records(arguments.final, arguments.name)  # a folder without them replaces nothing
-    embed(arguments.final, PRETRAINED / arguments.name, DTYPES[arguments.dtype])
+    keep_records(arguments.final, arguments.folder.name)  # a folder without them replaces nothing
+    if not arguments.records_only:
+        embed(arguments.final, arguments.folder, DTYPES[arguments.dtype], arguments.max_shard_size)
 
 
 if __name__ == "__main__":

@@ -205,7 +205,8 @@ class Recipe(RunRecipe):
     Attributes:
         batch_size: pictures of one optimizer step, over all processes and micro-batches.
         image_size: side of a training crop, in pixels.
-        start_from: folder of a model whose tensors of the same name and shape are taken over at step 0, and those of
+        start_from: folder of a model whose tensors of the same name and shape are taken over at step 0 (the decoder's
+            stages counted from the picture, so that a deeper model takes over a shallower one), and those of
             `discriminator.safetensors` beside it where this run has one of the same shape. The codebook is placed
             anew, unless `quantizer.init_method` is `"keep"`. `None` for random weights.
     """

@@ -7,7 +7,8 @@ stopped. On SIGTERM it writes a checkpoint and ends. See docs/training.md.
 """
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,25 @@ from training.samples import Batch
 from training.step import TrainingStep
 from training.validation import HIGHER_IS_BETTER, Validator
 
+DECODER_STAGE = re.compile(r"(decoder\.(?:stages|upsamplers)\.)(\d+)")
+
+
+def _decoder_stages(names: Iterable[str]) -> int:
+    return len({match[2] for name in names if (match := DECODER_STAGE.match(name)) and match[1].endswith("stages.")})
+
 
 def take_over(network: nn.Module, tensors: dict[str, Tensor], where: str) -> str:
     """Copies the tensors that have the same name and shape in `network`; returns how many, as a sentence.
+
+    Stages of the decoder are counted from the picture, as those of the encoder are, so that a network with one more
+    halving takes over both halves of one with fewer.
 
     Raises:
         ValueError: where not one tensor fits.
     """
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    shift = _decoder_stages(shapes) - _decoder_stages(tensors)
+    tensors = {DECODER_STAGE.sub(lambda m: f"{m[1]}{int(m[2]) + shift}", name): one for name, one in tensors.items()}
     fitting = {name: tensor for name, tensor in tensors.items() if tensor.shape == shapes.get(name)}
     if not fitting:
         raise ValueError(f"no tensor of {where} has the name and shape of one of this network's")

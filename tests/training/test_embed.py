@@ -50,6 +50,16 @@ def test_half_the_bytes_load_as_the_float32_that_they_stand_for(final: Path, tmp
         assert torch.equal(loaded[name], tensor.half().float()), name
 
 
+def test_large_weights_are_spread_over_files(final: Path, tmp_path: Path) -> None:
+    embed(final, tmp_path / "spread", torch.float16, "8KB")
+    files = sorted((tmp_path / "spread").glob("*.safetensors"))
+    assert len(files) > 1
+    assert (tmp_path / "spread" / "model.safetensors.index.json").is_file()
+    exact = load_file(final / "model.safetensors")
+    for name, tensor in LGQTokenizer.from_pretrained(tmp_path / "spread").state_dict().items():
+        assert torch.equal(tensor, exact[name].half().float()), name
+
+
 def test_weights_beyond_half_precision_are_refused_and_nothing_is_written(final: Path, tmp_path: Path) -> None:
     weights = load_file(final / "model.safetensors")
     name = min(weights)

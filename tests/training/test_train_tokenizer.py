@@ -343,6 +343,22 @@ def test_a_damaged_checkpoint_and_other_pictures_are_refused(recipe: Path, corpu
         main([*arguments, "data.path=" + str(corpus), "--allow-change", "data.path"])
 
 
+def test_a_network_with_one_more_halving_takes_over_both_halves() -> None:
+    fields = RUN_MODEL | {"base_channels": 8, "num_res_blocks": 1}
+    source = LGQModel(LGQConfig(**fields | {"channel_multiplier": [1, 2]}))
+    deeper = LGQModel(LGQConfig(**fields | {"channel_multiplier": [1, 2, 4]}))
+    take_over(deeper, source.state_dict(), "a folder")
+    theirs, ours = source.decoder, deeper.decoder
+    pairs = [
+        (theirs.upsamplers[-1], ours.upsamplers[-1]),
+        (source.encoder.downsamplers[0], deeper.encoder.downsamplers[0]),
+    ]
+    pairs += [(theirs.stages[-number], ours.stages[-number]) for number in (1, 2)]
+    for old, new in pairs:
+        for name, tensor in old.state_dict().items():
+            assert torch.equal(new.state_dict()[name], tensor), name
+
+
 def test_taking_over_copies_what_fits() -> None:
     source = LGQModel(LGQConfig(**RUN_MODEL))
     wider = LGQModel(LGQConfig(**RUN_MODEL | {"latent_channels": 8, "code_dim": 4}))
