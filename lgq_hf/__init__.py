@@ -26,7 +26,7 @@ LGQImageProcessor.register_for_auto_class()
 
 def default_checkpoint() -> Path:
     """Folder of the checkpoint inside the package: works without a network (see its README.md)."""
-    return Path(__file__).parent / "pretrained" / "lgq-default"
+    return Path(__file__).parent / "pretrained" / "lgq-tiny"
 
 
 __all__ = [

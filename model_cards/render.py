@@ -51,10 +51,12 @@ def generators_table(runs: dict[str, dict[str, Any]], evaluations: dict[str, dic
         )
     first = next(iter(runs.values()))
     codes, rows = first["model"]["codebook_size"], first["validation"][-1]["rows"]
+    tokenizer = first["data"]["tokenizer"]
     lines += [
         "",
         f"Single runs, seed {first['recipe']['seed']}, {rows:.0f} validation pictures with their classes; "
-        f"log2({codes}) = {math.log2(codes):.0f} bits. {_where(*runs.values())}",
+        f"log2({codes}) = {math.log2(codes):.0f} bits. Tokens of `{tokenizer['name']}`, weights sha256 "
+        f"`{tokenizer['weights_sha256'][:12]}`. {_where(*runs.values())}",
         "",
     ]
     return "\n".join([*lines, *_evaluation_lines(evaluations)])
@@ -113,7 +115,7 @@ def render_parts(text: str, name: str, parts: dict[str, Callable[[], str]]) -> s
 
 def render_readme(text: str) -> str:
     """README.md with its rendered parts replaced."""
-    result = load("lgq_default")
+    result = load("lgq_tiny")
     table = f"{quality_table(result)}\n\n{speed_line(result)} {provenance_line(result)}"
     return render_parts(text, "README.md", {"quality": lambda: table})
 

@@ -19,10 +19,10 @@ from packaging.metadata import Metadata
 
 ROOT = Path(__file__).parents[1]
 FIELDS = ("summary", "description", "author", "license_expression", "keywords", "requires_python", "project_urls")
-INSIDE = ("py.typed", "pretrained/lgq-default/model.safetensors", "pretrained/lgq-default/README.md")
+INSIDE = ("py.typed", "pretrained/lgq-tiny/model.safetensors", "pretrained/lgq-tiny/README.md")
 # what a user of the bare package meets, and the extra that the message must name; `{}` is a folder with a picture
 WITHOUT_EXTRAS = {
-    "metrics": ["evaluate", "lgq-default", "{}", "--output", "results.json"],
+    "metrics": ["evaluate", "lgq-tiny", "{}", "--output", "results.json"],
     "tokenize": ["tokenize", "{}", "-o", "tokens"],
     "generate": ["generate", "--pipeline", "{}", "-o", "grid.png"],
     "demo": ["demo"],

@@ -1,4 +1,4 @@
-"""Puts a finished run's model where it is released, without the code that checkpoints carry elsewhere, and its records.
+"""Puts a finished run's model where it is released, without the code that checkpoints carry elsewhere, and its logs.
 
     python -m training.embed runs/lgq_tiny/final lgq_hf/pretrained/lgq-tiny --dtype float16
     python -m training.embed runs/lgq_16k/final model_cards/lgq-16k --dtype float16 --max-shard-size 15MB

@@ -78,7 +78,7 @@ def add_evaluate(commands: Any) -> None:
         epilog="Exit status: 0 done, 1 some pictures were passed over (listed at the end), 2 wrong usage.",
     )
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository; lgq-default: the built-in one"
+        "model", nargs="?", metavar="MODEL", help="checkpoint folder or Hub repository; lgq-tiny: the built-in one"
     )
     parser.add_argument(
         "data", nargs="?", metavar="DATA", help="folder of pictures, parquet, WebDataset tars, or a dataset"

@@ -125,7 +125,7 @@ def test_the_wheel_works_from_elsewhere(tmp_path: Path) -> None:
     subprocess.run(build, check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "lgq_hf/pretrained/lgq-default/model.safetensors" in names and "lgq_hf/py.typed" in names
+    assert "lgq_hf/pretrained/lgq-tiny/model.safetensors" in names and "lgq_hf/py.typed" in names
     assert {name.split("/")[0] for name in names if not name.startswith("lgq_hf-")} == {"lgq_hf"}
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)

@@ -81,7 +81,7 @@ def test_the_built_in_checkpoint_in_onnx_runtime(capsys: pytest.CaptureFixture[s
     assert main(["export", "-o", str(folder)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.startswith(f"{folder}: encoder.onnx and decoder.onnx of lgq-default\n")
+    assert out.startswith(f"{folder}: encoder.onnx and decoder.onnx of lgq-tiny\n")
     checkpoint = load_checkpoint(None, "cpu")
     assert_onnx_is_the_model(folder, checkpoint.model, [(1, 64, 64), (3, 64, 64), (3, 48, 80), (2, 16, 24)])
     assert_files_are_described(folder)

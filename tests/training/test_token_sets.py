@@ -97,7 +97,7 @@ def test_tokens_that_do_not_belong_together(opened: Callable[..., TokenSets], to
     other = generators.save_tokenizer(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="these tokens were made by .*tokenizer.*, not by .*other"):
         opened(tokenizer=str(other))
-    with pytest.raises(ValueError, match="not by .*lgq-default"):
+    with pytest.raises(ValueError, match="not by .*lgq-tiny"):
         opened(tokenizer=None)
     bins = generators.save_tokenizer(tmp_path / "bins", codebook_mode="per_channel", latent_channels=2, code_dim=None)
     several = generators.tokenize(pictures, tmp_path / "several", bins)

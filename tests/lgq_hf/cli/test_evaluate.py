@@ -124,7 +124,7 @@ def test_the_built_in_tokenizer_and_broken_pictures(
     for number in range(2):
         (tmp_path / f"{number}.png").write_bytes((photographs / f"{number}.png").read_bytes())
     (tmp_path / "bad.png").write_text("no picture")
-    words = ["evaluate", "lgq-default", str(tmp_path), "--device", "cpu", "-o", str(tmp_path / "out.json")]
+    words = ["evaluate", "lgq-tiny", str(tmp_path), "--device", "cpu", "-o", str(tmp_path / "out.json")]
     assert main(words) == 2
     assert "bad.png in" in capsys.readouterr().err and not (tmp_path / "out.json").exists()
     assert main([*words, "--on-error", "skip"]) == 1

@@ -25,7 +25,7 @@ def test_by_default_it_is_local_and_shows_the_embedded_checkpoint(served: list[t
     assert main(["demo"]) == 0
     ((models, *rest),) = served
     assert rest == ["127.0.0.1", 7860, False]
-    assert (models.first.name, models.second, models.local) == ("lgq-default", None, True)
+    assert (models.first.name, models.second, models.local) == ("lgq-tiny", None, True)
     assert (models.first.device.type, models.device) == ("cpu", "cpu")
 
 

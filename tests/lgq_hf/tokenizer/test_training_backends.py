@@ -11,7 +11,7 @@ from lgq_hf import LGQConfig, LGQModel
 from lgq_hf.tokenizer import assignment
 from tests.largest_tensor import LargestTensor
 
-DEFAULT = Path(lgq_hf.__file__).parent / "pretrained" / "lgq-default"
+DEFAULT = Path(lgq_hf.__file__).parent / "pretrained" / "lgq-tiny"
 
 
 def loss_curve(backend: str, steps: int) -> torch.Tensor:
