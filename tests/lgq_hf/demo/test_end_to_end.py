@@ -210,7 +210,7 @@ def test_visitors_do_not_see_each_other(visit: Callable[[], Any]) -> None:
     _click_token(one, 3, 4)
     _expect(one, "selection", "Selected: row 3, column 4, code ")
     other.locator("#lgq-look").click()
-    _told(other, "expected a code, a whole number from 0 to 4095, got ")
+    _told(other, f"expected a code, a whole number from 0 to {CODES - 1}, got ")
     _expect(other, "selection", "No token selected.")
     _expect(other, "note", "Resized from 512 x 512 to 256 x 256 pixels (shorter side 256).")
     assert _tokens(other).shape == (32, 32) != _tokens(one).shape
