@@ -71,7 +71,8 @@ def test_published_schedules(path: Path) -> None:
     ]
     ends = [quantizer.temperature_start, quantizer.temperature_end]
     assert [temperatures[0], temperatures[2]] == pytest.approx(ends)
-    assert temperatures[0] > temperatures[1] >= temperatures[2]
+    assert temperatures[0] >= temperatures[1] >= temperatures[2]
+    assert temperatures[0] > temperatures[2] or quantizer.init_method == "keep"  # codes that are learned may stay hard
     assert optimizer.warmup_steps < recipe.max_steps and quantizer.temperature_steps <= recipe.max_steps
 
 
