@@ -170,7 +170,8 @@ def test_a_code_alone_fills_a_grid(tiny: Tiny) -> None:
 
 def test_the_embedded_checkpoint_changes_where_the_token_is(embedded: Checkpoint, astronaut: Image.Image) -> None:
     view = views.open_view(embedded, astronaut, 128)
-    assert view.plain.measures.grid == (16, 16) and view.plain.measures.bits == 256 * math.log2(embedded.config.codebook_size)
+    bits = 256 * math.log2(embedded.config.codebook_size)
+    assert view.plain.measures.grid == (16, 16) and view.plain.measures.bits == bits
     assert 15 < view.plain.measures.psnr < 40
     after = views.put(views.select(view, {"row": 4, "column": 10}, embedded), 7, embedded)
     change = np.abs(np.asarray(after.now.picture).astype(int) - np.asarray(view.plain.picture)).sum(axis=2)
