@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, LGQTokenizer
+from training import embed as module
 from training.embed import embed, keep_records
 
 
@@ -81,3 +82,15 @@ def test_records_are_named_after_the_checkpoint(tmp_path: Path) -> None:
         "lgq_tiny_training.csv": "training.csv",
         "lgq_tiny_validation.csv": "validation.csv",
     }
+
+
+def test_of_a_stage_only_the_records_are_kept(final: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[Path, str]] = []
+    monkeypatch.setattr(module, "keep_records", lambda *arguments: kept.append(arguments))
+    folder, words = tmp_path / "tiny", ["embed", str(final), str(tmp_path / "tiny")]
+    monkeypatch.setattr("sys.argv", [*words, "--records-only"])
+    module.main()
+    assert kept == [(final, "tiny")] and not folder.exists()
+    monkeypatch.setattr("sys.argv", [*words, "--dtype", "float16", "--max-shard-size", "8KB"])
+    module.main()
+    assert kept == [(final, "tiny")] * 2 and (folder / "model.safetensors.index.json").is_file()

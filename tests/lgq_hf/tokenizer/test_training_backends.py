@@ -44,7 +44,8 @@ def test_chunked_trains_the_demo_model_as_the_reference_does() -> None:
     chunked, reference = (loss_curve(backend, 50) for backend in ("chunked", "reference"))
     assert reference.std() > 1e-3  # something happens in 50 steps
     torch.testing.assert_close(chunked[:10], reference[:10], rtol=1e-6, atol=0)
-    torch.testing.assert_close(chunked, reference, rtol=1e-4, atol=0)  # sums in another order, carried on for 50 steps
+    torch.testing.assert_close(chunked[:40], reference[:40], rtol=1e-5, atol=0)
+    torch.testing.assert_close(chunked, reference, rtol=3e-5, atol=0)  # sums in another order, carried on
 
 
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
