@@ -1,8 +1,9 @@
-"""Tokenizes sample photographs with the checkpoint inside the package: `make demo`.
+"""Tokenizes sample photographs: `make demo`, or `python -m demo.demo --model MODEL -o FILE`.
 
-Prints the tokens of one photograph, then writes demo/reconstruction.png with originals and reconstructions.
+Prints the tokens of one photograph, then writes a picture with originals and reconstructions.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -16,10 +17,14 @@ HERE = Path(__file__).parent
 ROWS, COLUMNS = 8, 12
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs the demo; returns the exit status of `lgq reconstruct`."""
-    tokenizer = LGQTokenizer.from_pretrained(default_checkpoint())
-    processor = LGQImageProcessor.from_pretrained(default_checkpoint())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(default_checkpoint()), help="folder or repository (default: built in)")
+    parser.add_argument("-o", "--output", default=str(HERE / "reconstruction.png"), help="PNG to write (in demo/)")
+    options = parser.parse_args(arguments)
+    tokenizer = LGQTokenizer.from_pretrained(options.model)
+    processor = LGQImageProcessor.from_pretrained(options.model)
     with torch.inference_mode():
         batch = processor(photographs.load("chelsea.png"), return_tensors="pt")
         tokens = tokenizer.encode(batch["pixel_values"]).image_tokens[0]
@@ -29,7 +34,7 @@ def main() -> int:
     for row in tokens[top : top + ROWS, left : left + COLUMNS]:
         print(" ".join(f"{token:5d}" for token in row.tolist()))
     files = [str(photographs.folder() / name) for name in photographs.NAMED]
-    return lgq(["reconstruct", *files, "--size", "256", "-o", str(HERE / "reconstruction.png")])
+    return lgq(["reconstruct", *files, "--size", "256", "--model", options.model, "-o", options.output])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ METRICS = {
     "top1_agreement": "share of pictures with the same first class of EfficientNet-Lite0",
 }
 QUALITY = "PSNR, dB | SSIM | perceptual distance | same top class"
+QUALITY_HEAD = f"test set (256 px) | pictures | {QUALITY} | codes used | of tokens | entropy, bits |"
 BUDGET = "The same recipe, start, crops and steps with another quantizer, one seed each:"
 CITATION = """@article{altun2026lgq,
   title   = {{LGQ}: Learning Discretization Geometry for Scalable and Stable Image Tokenization},
@@ -67,29 +68,30 @@ def words_of(name: str) -> dict[str, Any]:
 
 def quality_table(result: dict[str, Any]) -> str:
     """A row per test set: pictures, what was lost, and how the codes were used."""
-    lines = [
-        f"| test set (256 px) | pictures | {QUALITY} | codes used | of tokens | entropy, bits |",
-        "|" + "--|" * 9,
+    return "\n".join([f"| {QUALITY_HEAD}", "|" + "--|" * 9, *(f"| {row}" for row in quality_rows(result))])
+
+
+def quality_rows(result: dict[str, Any]) -> list[str]:
+    """What stands below `QUALITY_HEAD`, a row per test set."""
+    return [
+        f"{name} | {row['pictures']} | {_quality(row)} | {row['codes_used']} of {result['codebook_size']} | "
+        f"{row['tokens']} | {row['entropy_bits']:.2f} |"
+        for key, name in SETS.items()
+        for row in [result[key]]
     ]
-    for key, name in SETS.items():
-        row = result[key]
-        lines.append(
-            f"| {name} | {row['pictures']} | {_quality(row)} | {row['codes_used']} of {result['codebook_size']} | "
-            f"{row['tokens']} | {row['entropy_bits']:.2f} |"
-        )
-    return "\n".join(lines)
 
 
 def _quality(row: dict[str, Any]) -> str:
     return f"{row['psnr']:.2f} | {row['ssim']:.3f} | {row['perceptual']:.3f} | {row['top1_agreement']:.2f}"
 
 
-def baselines_part(result: dict[str, Any], baselines: dict[str, str]) -> str:
+def baselines_part(result: dict[str, Any], baselines: dict[str, str], budget: str = BUDGET) -> str:
     """The checkpoint beside others that the same recipe and budget made: a row per test set and method; or nothing.
 
     Args:
         result: of the checkpoint.
         baselines: names of results by what the table calls them.
+        budget: what they have in common, and what they have not.
     """
     if not baselines:
         return ""
@@ -103,7 +105,7 @@ def baselines_part(result: dict[str, Any], baselines: dict[str, str]) -> str:
             row = one[key]
             codes = f"{row['codes_used']} of {one['codebook_size']}"
             lines.append(f"| {name} | {label} | {_quality(row)} | {codes} | {row['entropy_bits']:.2f} |")
-    return "\n".join(["## Beside other quantizers", "", BUDGET, "", *lines, "", frechet_line(results), "", ""])
+    return "\n".join(["## Beside other quantizers", "", budget.strip(), "", *lines, "", frechet_line(results), "", ""])
 
 
 def frechet_line(results: dict[str, dict[str, Any]]) -> str:
@@ -237,7 +239,7 @@ def render_card(name: str) -> str:
         source=source,
         import_more=", default_checkpoint" if source == "default_checkpoint()" else "",
         quality=quality_table(result),
-        baselines=baselines_part(result, words.get("baselines", {})),
+        baselines=baselines_part(result, words.get("baselines", {}), words.get("baselines_budget", BUDGET)),
         frechet=frechet_line({"": result}),
         codebook=codebook_table(result),
         speed=speed_line(result),

@@ -14,7 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model_cards.card import ROOT, load, place_of, provenance_line, quality_table, released, render_card, speed_line
+from lgq_hf import default_checkpoint
+from model_cards.card import (
+    QUALITY_HEAD,
+    ROOT,
+    load,
+    place_of,
+    provenance_line,
+    quality_rows,
+    released,
+    render_card,
+    speed_line,
+    words_of,
+)
 
 
 def tiny_cpu_table(result: dict[str, Any]) -> str:
@@ -113,11 +125,21 @@ def render_parts(text: str, name: str, parts: dict[str, Callable[[], str]]) -> s
     return text
 
 
+def released_table(results: dict[str, dict[str, Any]]) -> str:
+    """Every checkpoint on every test set; then the speed and the origin of each."""
+    lines = [f"| checkpoint | {QUALITY_HEAD}", "|" + "--|" * 10]
+    for name, result in results.items():
+        label = f"{name} (f{result['downsampling_factor']}, {result['parameters'] / 1e6:.1f} M)"
+        lines += [f"| {label} | {row}" for row in quality_rows(result)]
+    notes = [f"- `{name}`: {speed_line(result)} {provenance_line(result)}" for name, result in results.items()]
+    return "\n".join([*lines, "", *notes])
+
+
 def render_readme(text: str) -> str:
-    """README.md with its rendered parts replaced."""
-    result = load("lgq_tiny")
-    table = f"{quality_table(result)}\n\n{speed_line(result)} {provenance_line(result)}"
-    return render_parts(text, "README.md", {"quality": lambda: table})
+    """README.md with its rendered parts replaced; the built-in checkpoint comes first."""
+    names = sorted(released(), key=lambda name: (name != default_checkpoint().name, name))
+    results = {name: load(words_of(name)["result"]) for name in names}
+    return render_parts(text, "README.md", {"quality": lambda: released_table(results)})
 
 
 def render_training(text: str) -> str:

@@ -1,22 +1,31 @@
 import importlib.util
 import re
+import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
 
+from lgq_hf import LGQModel, default_checkpoint
+
 DEMO = Path(__file__).parents[2] / "demo" / "demo.py"
+
+
+def loaded() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", DEMO)
+    assert spec is not None and spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    return demo
 
 
 def test_demo_prints_tokens_and_writes_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("demo", DEMO)
-    assert spec is not None and spec.loader is not None
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
+    demo = loaded()
     monkeypatch.setattr(demo, "HERE", tmp_path)
-    assert demo.main() == 0
+    assert demo.main([]) == 0
     printed = capsys.readouterr().out
     grid = [[int(word) for word in line.split()] for line in printed.splitlines() if re.fullmatch(r"[ \d]+", line)]
     assert len(grid) == demo.ROWS and {len(row) for row in grid} == {demo.COLUMNS}
@@ -25,3 +34,18 @@ def test_demo_prints_tokens_and_writes_the_picture(
     assert len(decibels) == len(demo.photographs.NAMED) and min(decibels) > 15
     with Image.open(tmp_path / "reconstruction.png") as picture:
         assert picture.width >= 512 and picture.height >= 5 * 256
+
+
+def test_demo_takes_another_checkpoint_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(default_checkpoint(), other)
+    model = LGQModel.from_pretrained(other)
+    model.quantizer.centers.data = model.quantizer.centers.data.roll(1, dims=0)
+    model.save_pretrained(other)
+    printed = []
+    for arguments in ([], ["--model", str(other)]):
+        assert loaded().main([*arguments, "-o", str(tmp_path / "some.png")]) == 0
+        printed.append(next(line for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"[ \d]+", line)))
+    first, rolled = ([int(word) for word in line.split()] for line in printed)
+    assert [(token + 1) % model.config.codebook_size for token in first] == rolled
+    assert (tmp_path / "some.png").is_file()

@@ -122,3 +122,15 @@ def test_an_evaluation_that_changes_changes_the_page(part: str, key: str, monkey
 def test_readme_without_its_marker_is_refused() -> None:
     with pytest.raises(ValueError, match="exactly one part '<!-- rendered: quality -->', found 0"):
         render.render_readme("# nothing here")
+
+
+def test_readme_tells_of_each_checkpoint_the_built_in_one_first() -> None:
+    text = render.render_readme((render.ROOT / "README.md").read_text())
+    rows = re.findall(r"^\| ([\w-]+) \(f(\d+), [\d.]+ M\) \| ([^|]+) \|", text, re.MULTILINE)
+    assert {name for name, *_ in rows} == set(card.released())
+    assert [name for name, *_ in rows[: len(card.SETS)]] == ["lgq-tiny"] * len(card.SETS)
+    assert {(name, place) for name, _, place in rows} == {
+        (name, place) for name in card.released() for place in card.SETS.values()
+    }
+    for name, factor, _ in rows:
+        assert int(factor) == card.load(card.words_of(name)["result"])["downsampling_factor"]
