@@ -1,7 +1,7 @@
 """Where training pictures come from: one of four kinds of sources, opened as numbered pictures or as a stream."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,6 +53,7 @@ def open_source(
     split: str,
     *,
     image_column: str = "image",
+    repeat: Mapping[str, int] | None = None,
     streaming: bool = False,
     revision: str | None = None,
     name: str | None = None,
@@ -69,6 +70,7 @@ def open_source(
         split: for "folder" the subfolder of that name. For "parquet" the files named `<split>-*.parquet` or
             `<split>.parquet`. Where no name tells a split, "train" is everything.
         image_column: of datasets and parquet: encoded pictures (datasets' Image, or bytes) or paths of files.
+        repeat: of a corpus: how often its pictures come, by package; those that are not named come once.
         streaming: a `PictureStream` instead of `Pictures`, for "dataset" and "parquet".
         revision: commit, branch or tag of a dataset on the Hub.
         name: configuration of a dataset that has several.
@@ -84,10 +86,12 @@ def open_source(
         raise ValueError(f"kind: expected one of {list(KINDS)}, got {kind!r}")
     if kind != "dataset" and (revision or name):
         raise ValueError(f"revision and name are for kind 'dataset', got {revision=} and {name=} with kind {kind!r}")
+    if kind != "corpus" and repeat is not None:
+        raise ValueError(f"repeat is for kind 'corpus', whose pictures have packages, got kind {kind!r}: leave it out")
     if kind in ("corpus", "folder"):
         if streaming:
             raise ValueError(f"streaming is for kind 'dataset' and 'parquet', got kind {kind!r}: leave it out")
-        return _open_corpus(Path(path), split) if kind == "corpus" else _open_folder(Path(path), split)
+        return _open_corpus(Path(path), split, repeat or {}) if kind == "corpus" else _open_folder(Path(path), split)
     from training import dataset_pictures  # which imports this file, and datasets where it is needed
 
     if kind == "dataset":
@@ -100,16 +104,24 @@ def open_source(
     return dataset_pictures.DatasetPictures(dataset, image_column, label, split)
 
 
-def _open_corpus(corpus: Path, split: str) -> FilePictures:
-    """The pictures of one split in the manifest's order."""
+def _open_corpus(corpus: Path, split: str, repeat: Mapping[str, int]) -> FilePictures:
+    """The pictures of one split in the manifest's order; where one comes again, its name has a number behind it."""
     manifest = corpus / "manifest.jsonl"
     if not manifest.is_file():
         raise FileNotFoundError(f"no manifest.jsonl in {corpus}: build a corpus with `python -m training.corpus`")
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    names = [row["file"] for row in rows if row["split"] == split]
-    if not names:
+    chosen = [row for row in rows if row["split"] == split]
+    if not chosen:
         raise ValueError(f"split '{split}' of {corpus} is empty; it has {sorted({row['split'] for row in rows})}")
-    return FilePictures([corpus / name for name in names], names)
+    packages = {row["package"] for row in chosen} if repeat else set()
+    if unknown := sorted(set(repeat) - packages):
+        raise ValueError(f"repeat: split '{split}' of {corpus} has no package {unknown}; it has {sorted(packages)}")
+    turns = [(row["file"], turn) for row in chosen for turn in range(repeat.get(row.get("package"), 1))]
+    if not turns:
+        raise ValueError(f"repeat leaves no picture of split '{split}' of {corpus}: {dict(repeat)}")
+    return FilePictures(
+        [corpus / file for file, _ in turns], [f"{file} ({turn + 1})" if turn else file for file, turn in turns]
+    )
 
 
 def _open_folder(folder: Path, split: str) -> FilePictures:

@@ -28,6 +28,8 @@ class Data:
             `"parquet"`.
         path: folder, name or glob of it; `name` is a dataset's configuration, `revision` its commit.
         validation_path: where the validation split is, if not at `path`.
+        repeat: of a corpus: how often an epoch has each training picture of a package, each time with another crop. 0
+            leaves the package out; those that are not named come once.
         streaming: read a dataset or parquet from its beginning, shuffled within `shuffle_buffer` pictures.
         crop: `"scaled"`: a square of `image_size` to `max_scale * image_size` pixels. `"resized"`: a share `area` of
             the picture with an aspect ratio in `aspect`. `"center"`: the picture's middle, always the same.
@@ -44,6 +46,7 @@ class Data:
     validation_path: str | None = None
     validation_split: str = "validation"
     image_column: str = "image"
+    repeat: dict[str, int] | None = None
     streaming: bool = False
     shuffle_buffer: int = 10_000
     crop: Literal["scaled", "resized", "center"] = "scaled"
@@ -65,6 +68,10 @@ class Data:
         for field in ("flip", "max_broken"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"data.{field} must lie in [0, 1], got {getattr(self, field)}")
+        if self.repeat is not None and (self.kind != "corpus" or min(self.repeat.values(), default=0) < 0):
+            raise ValueError(
+                f"data.repeat is for kind 'corpus' and counts 0, 1, ..., got kind '{self.kind}' and {self.repeat}"
+            )
         if self.num_workers < 0 or self.shuffle_buffer < 1:
             raise ValueError("data.num_workers must be 0 or more and data.shuffle_buffer at least 1")
         if self.streaming and self.kind not in ("dataset", "parquet"):

@@ -6,6 +6,7 @@ The folder loads with `LGQTokenizer.from_pretrained`.
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -22,10 +23,14 @@ from training.recipe import Recipe
 CARD = Path(__file__).parent / "card.template.md"
 
 
-def corpus_summary(corpus: Path) -> dict[str, Any]:
-    """Files and source pictures of the train split, files by package, and the manifest's hash."""
+def corpus_summary(corpus: Path, repeat: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Files and source pictures of the train split, files by package, and the manifest's hash.
+
+    Packages that `data.repeat` leaves out are not told of; files that it repeats count once.
+    """
     manifest = (corpus / "manifest.jsonl").read_bytes()
     rows = [row for row in map(json.loads, manifest.splitlines()) if row["split"] == "train"]
+    rows = [row for row in rows if (repeat or {}).get(row["package"], 1)]
     packages = Counter(row["package"] for row in rows)
     return {
         "manifest_sha256": hashlib.sha256(manifest).hexdigest(),

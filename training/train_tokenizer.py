@@ -130,6 +130,7 @@ class TokenizerRun(Run[Recipe]):
             (data.validation_path or data.path) if validation else data.path,
             data.validation_split if validation else data.split,
             image_column=data.image_column,
+            repeat=None if validation else data.repeat,
             streaming=data.streaming,
             revision=data.revision,
             name=data.name,
@@ -301,7 +302,7 @@ class TokenizerRun(Run[Recipe]):
         portable = portable_recipe(recipe)
         data = portable["data"]
         if recipe.data.kind == "corpus":
-            data = {"kind": "corpus", **corpus_summary(Path(recipe.data.path))}
+            data = {"kind": "corpus", **corpus_summary(Path(recipe.data.path), recipe.data.repeat)}
         return {
             "recipe": portable,
             "model": {

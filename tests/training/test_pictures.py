@@ -71,6 +71,30 @@ def test_corpus(corpus: Path, tmp_path: Path) -> None:
         open_source("corpus", corpus, "tests")
 
 
+def test_packages_of_a_corpus_that_come_again_or_not_at_all(corpus: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
+    files = [row["file"] for row in rows if row["split"] == "train"]
+    for row, package in zip(rows, "abcaab__", strict=True):
+        row["package"] = package
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "images").symlink_to(corpus / "images")
+    pictures = opened("corpus", tmp_path, "train", repeat={"b": 3, "a": 0})
+    second, third, last = files[1], files[2], files[5]
+    names = [second, f"{second} (2)", f"{second} (3)", third, last, f"{last} (2)", f"{last} (3)"]
+    assert [pictures.name(index) for index in range(len(pictures))] == names
+    assert contents(pictures) == [np.asarray(Image.open(corpus / name.split(" (")[0])).tolist() for name in names]
+    with pytest.raises(
+        ValueError, match=r"repeat: split 'train' of .* has no package \['d'\]; it has \['a', 'b', 'c'\]"
+    ):
+        open_source("corpus", tmp_path, "train", repeat={"a": 2, "d": 2})
+    with pytest.raises(ValueError, match=r"repeat leaves no picture of split 'train' of .*'c': 0"):
+        open_source("corpus", tmp_path, "train", repeat=dict.fromkeys("abc", 0))
+    with pytest.raises(
+        ValueError, match="repeat is for kind 'corpus', whose pictures have packages, got kind 'folder'"
+    ):
+        open_source("folder", corpus, "train", repeat={"a": 2})
+
+
 def test_folder_with_and_without_splits(folder: Path, files: dict[str, bytes], expected: Any, tmp_path: Path) -> None:
     pictures = opened("folder", folder, "train")
     assert [pictures.name(index) for index in range(len(pictures))] == list(files)

@@ -338,9 +338,12 @@ def test_a_damaged_checkpoint_and_other_pictures_are_refused(recipe: Path, corpu
     with pytest.raises(ValueError, match="the run began with 6 training pictures, and there are 5"):
         main([*arguments, *changed])
     forget_processes()
+    with pytest.raises(ValueError, match="the run began with 6 training pictures, and there are 12"):
+        main([*arguments, "data.repeat={photographs: 2}", "--allow-change", "data.repeat", "data.path"])
+    forget_processes()
     (tmp_path / "run" / "checkpoint-00000004" / "optimizer.bin").unlink()
     with pytest.raises(RuntimeError, match="checkpoint-00000004 cannot be loaded; remove it to go on from the one"):
-        main([*arguments, "data.path=" + str(corpus), "--allow-change", "data.path"])
+        main([*arguments, "data.path=" + str(corpus), "--allow-change", "data.path", "data.repeat"])
 
 
 def test_a_network_with_one_more_halving_takes_over_both_halves() -> None:
