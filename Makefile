@@ -42,6 +42,8 @@ wheel: $(VENV)/.installed  ## builds the package, and uses the wheel in an empty
 render: demo  ## README, its picture and cards from results/*.json
 	cp demo/reconstruction.png docs/images/reconstruction.png
 	$(BIN)/python -m model_cards.picture lgq-tiny demo/reconstruction.png
+	$(BIN)/python -m demo.demo --model model_cards/lgq-16k -o demo/lgq-16k.png
+	$(BIN)/python -m model_cards.picture lgq-16k demo/lgq-16k.png
 	$(BIN)/python -m model_cards.render
 	$(BIN)/python docs/make_api.py
 	$(BIN)/python -m benchmarks.tables
