@@ -74,7 +74,7 @@ def test_a_card_names_the_licences_of_each_package() -> None:
 
 
 def test_a_checkpoint_without_words_has_no_card() -> None:
-    with pytest.raises(ValueError, match=r"no model_cards/none.yaml; there are cards of lgq-tiny"):
+    with pytest.raises(ValueError, match=r"no model_cards/none.yaml; there are cards of lgq-16k, lgq-tiny"):
         card.render_card("none")
 
 
