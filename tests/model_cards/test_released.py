@@ -7,6 +7,7 @@ from benchmarks import photographs
 from benchmarks.checkpoint import SETS, weights_sha256
 from lgq_hf import LGQImageProcessor, LGQTokenizer
 from lgq_hf.metrics.reconstruction import psnr
+from lgq_hf.publishable import check_publishable
 from model_cards import card
 
 NAMES = card.released()
@@ -17,6 +18,7 @@ def test_its_files_are_small_and_those_that_were_measured(name: str) -> None:
     folder = card.place_of(name).parent
     sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
     assert max(sizes) <= 15e6 and sum(sizes) <= 60e6
+    assert {"README.md", card.PICTURE, "config.json"} < check_publishable(folder).files.keys()
     assert weights_sha256(str(folder)) == card.load(card.words_of(name)["result"])["weights_sha256"]
 
 
