@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import photographs
-from lgq_hf import LGQImageProcessor, LGQTokenizer, default_checkpoint
+from lgq_hf import default_checkpoint
+from lgq_hf.checkpoint import load_checkpoint
 from lgq_hf.cli.main import main as lgq
 
 HERE = Path(__file__).parent
@@ -23,13 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default=str(default_checkpoint()), help="folder or repository (default: built in)")
     parser.add_argument("-o", "--output", default=str(HERE / "reconstruction.png"), help="PNG to write (in demo/)")
     options = parser.parse_args(arguments)
-    tokenizer = LGQTokenizer.from_pretrained(options.model)
-    processor = LGQImageProcessor.from_pretrained(options.model)
+    checkpoint = load_checkpoint(options.model, "cpu")
     with torch.inference_mode():
-        batch = processor(photographs.load("chelsea.png"), return_tensors="pt")
-        tokens = tokenizer.encode(batch["pixel_values"]).image_tokens[0]
+        batch = checkpoint.processor(photographs.load("chelsea.png"), return_tensors="pt")
+        tokens = checkpoint.model.encode(batch["pixel_values"]).image_tokens[0]
+    tokens = tokens if tokens.ndim == 2 else tokens[..., 0]  # per-channel bins: those of the first channel
     print(f"chelsea.png at 256 x 256 px is a grid of {tokens.shape[0]} x {tokens.shape[1]} tokens below", end=" ")
-    print(f"{tokenizer.config.codebook_size}; its middle:")
+    print(f"{checkpoint.config.codebook_size}; its middle:")
     top, left = (tokens.shape[0] - ROWS) // 2, (tokens.shape[1] - COLUMNS) // 2
     for row in tokens[top : top + ROWS, left : left + COLUMNS]:
         print(" ".join(f"{token:5d}" for token in row.tolist()))

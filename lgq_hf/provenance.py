@@ -29,7 +29,7 @@ def commit() -> str:
         return stated
     try:
         _git("ls-files", "--error-unmatch", "lgq_hf")  # an installed copy may lie in somebody else's checkout
-        changed = _git("status", "--porcelain", "--", "lgq_hf", "benchmarks/*.py", "training/*.py", "conversion/*.py")
+        changed = _git("status", "--porcelain", "--", "lgq_hf", "benchmarks/*.py", "training", "conversion/*.py")
         return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError) as error:
         raise RuntimeError(

@@ -1,7 +1,8 @@
 """The card of a released checkpoint: `card.template.md`, filled from the results of commands and `<name>.yaml`.
 
 The YAML file holds the words that no measurement makes: what the checkpoint is for, its limits, how to make it again.
-Its `result` and `stages` name files in benchmarks/results.
+Its `result` and `stages` name files in benchmarks/results. Optional are `notes` (of stages, instead of seed and
+commit), `baselines` (names of results by what the table calls them) and `baselines_budget` (what they share).
 """
 
 import json
@@ -119,12 +120,13 @@ def frechet_line(results: dict[str, dict[str, Any]]) -> str:
     return f"{features} on the {first['corpus_test']['pictures']} pictures of the test packages (no FID): {distances}."
 
 
-def packages_table(packages: dict[str, int]) -> str:
-    """A row per package of the corpus: how many files it gave, and its pictures' licences."""
+def packages_table(packages: dict[str, int], repeat: dict[str, int]) -> str:
+    """A row per package of the corpus: how many files it gave, how often an epoch had each, and their licences."""
     lines = ["| package | files | licences |", "|--|--|--|"]
-    return "\n".join(
-        [*lines, *(f"| {name} | {count} | {PACKAGES[name].licence} |" for name, count in sorted(packages.items()))]
-    )
+    for name, count in sorted(packages.items()):
+        times = f" (each {repeat[name]} times)" if repeat.get(name, 1) > 1 else ""
+        lines.append(f"| {name} | {count}{times} | {PACKAGES[name].licence} |")
+    return "\n".join(lines)
 
 
 def codebook_table(result: dict[str, Any]) -> str:
@@ -228,7 +230,8 @@ def render_card(name: str) -> str:
     """The whole card; errors as [`words_of`]."""
     words = words_of(name)
     result = load(words["result"])
-    stages = [stage_of(load(stage)) for stage in words["stages"]]
+    notes = words.get("notes", {})
+    stages = [stage_of(load(stage) | ({"note": notes[stage]} if stage in notes else {})) for stage in words["stages"]]
     corpus = stages[-1]["corpus"]
     source = words["source"]
     template = Template((HERE / "card.template.md").read_text())
@@ -251,7 +254,7 @@ def render_card(name: str) -> str:
         code_bits=f"{math.log2(result['codebook_size']):g}",
         factor=result["downsampling_factor"],
         bits=f"{result['bits_per_pixel']:.4f}",
-        packages=packages_table(corpus["packages"]),
+        packages=packages_table(corpus["packages"], corpus.get("repeat", {})),
         files=corpus["files"],
         pictures=corpus["source_pictures"],
         manifest=corpus["manifest_sha256"][:12],

@@ -28,8 +28,8 @@ class Data:
             `"parquet"`.
         path: folder, name or glob of it; `name` is a dataset's configuration, `revision` its commit.
         validation_path: where the validation split is, if not at `path`.
-        repeat: of a corpus: how often an epoch has each training picture of a package, each time with another crop. 0
-            leaves the package out; those that are not named come once.
+        repeat: of a corpus: how often an epoch has each training picture of a package, each time cut anew (and counted
+            anew where it cannot be read). 0 leaves the package out; those that are not named come once.
         streaming: read a dataset or parquet from its beginning, shuffled within `shuffle_buffer` pictures.
         crop: `"scaled"`: a square of `image_size` to `max_scale * image_size` pixels. `"resized"`: a share `area` of
             the picture with an aspect ratio in `aspect`. `"center"`: the picture's middle, always the same.

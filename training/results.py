@@ -26,18 +26,19 @@ CARD = Path(__file__).parent / "card.template.md"
 def corpus_summary(corpus: Path, repeat: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Files and source pictures of the train split, files by package, and the manifest's hash.
 
-    Packages that `data.repeat` leaves out are not told of; files that it repeats count once.
+    Packages that `data.repeat` leaves out are not counted; files that it repeats count once, and `repeat` says so.
     """
     manifest = (corpus / "manifest.jsonl").read_bytes()
     rows = [row for row in map(json.loads, manifest.splitlines()) if row["split"] == "train"]
     rows = [row for row in rows if (repeat or {}).get(row["package"], 1)]
     packages = Counter(row["package"] for row in rows)
-    return {
+    summary = {
         "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
         "files": len(rows),
         "source_pictures": len({row["source_sha256"] for row in rows}),
         "packages": dict(sorted(packages.items())),
     }
+    return summary | ({"repeat": dict(repeat)} if repeat else {})
 
 
 def portable_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -110,7 +111,11 @@ def _best(results: dict[str, Any], recipe: Recipe) -> str:
 def _data(data: dict[str, Any]) -> str:
     """What a model was trained on, in words."""
     if data["kind"] == "corpus":
-        packages = ", ".join(f"{name} ({count:,})" for name, count in data["packages"].items())
+        repeat = {name: times for name, times in data.get("repeat", {}).items() if times > 1}
+        packages = ", ".join(
+            f"{name} ({count:,}{f', each {repeat[name]} times' if name in repeat else ''})"
+            for name, count in data["packages"].items()
+        )
         return (
             f"Pictures: {data['files']:,} files made of {data['source_pictures']:,} source pictures, by package: "
             f"{packages}. The manifest's sha256 begins with `{data['manifest_sha256'][:12]}`."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+CARDS = ROOT / "model_cards"  # of checkpoints that are not in the package
 _FENCE = re.compile(r"```\s*([\w+-]*).*")
 _NOT_RUN = re.compile(r"<!--\s*not run\b:?(.*)-->")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -35,7 +36,7 @@ class Block:
 def pages() -> list[str]:
     """All pages, as paths from the repository's root."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-    found += [*sorted((ROOT / "lgq_hf" / "pretrained").glob("*/README.md"))]
+    found += [*sorted((ROOT / "lgq_hf" / "pretrained").glob("*/README.md")), *sorted(CARDS.glob("*/README.md"))]
     found += [ROOT / "lgq_hf" / "kernels" / "README.md", ROOT / "conversion" / "README.md"]
     return [path.relative_to(ROOT).as_posix() for path in found]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from skimage import data
 
-from tests.docs.pages import Block, blocks_of, read
+from tests.docs.pages import CARDS, ROOT, Block, blocks_of, read
 
 CLASSES = {0: "stellarium-data", 1: "tuxpaint-stamps-default", 2: "torcs-data", 3: "nexuiz-textures"}
 
@@ -28,7 +28,6 @@ def prepare(folder: Path) -> None:
     """
     from PIL import Image
 
-    from lgq_hf import default_checkpoint
     from lgq_hf.cli.main import main
 
     pictures = {"cats": data.chelsea(), "people": data.astronaut()}
@@ -38,7 +37,7 @@ def prepare(folder: Path) -> None:
         (folder / "photos" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(cut).save(folder / "photos" / name / f"{number}.jpg", quality=95)
     Image.fromarray(data.chelsea()[80:180, 120:251]).save(folder / "photo.jpg", quality=95)  # no multiple of 8
-    shutil.copytree(default_checkpoint(), folder / "org" / "lgq-16k")
+    shutil.copytree(CARDS / "lgq-16k", folder / "org" / "lgq-16k")
     os.chdir(folder)
     tokenize = ["tokenize", "photos", "--output", "tokens", "--model", "org/lgq-16k", "--size", "64"]
     if main([*tokenize, "--batch-size", "4"]):
@@ -103,7 +102,7 @@ def run_blocks(blocks: list[Block]) -> str | None:
 
 
 def run_all(folder: Path, names: list[str]) -> dict[str, str | None]:
-    """Each page in a folder of its own, whose files are links to those of `prepare`."""
+    """Each page in a folder of its own, whose files are links to those of `prepare`; a card beside its checkpoint."""
     from lgq_hf.tokens import EncodeImages
 
     made = folder / "made"
@@ -116,6 +115,8 @@ def run_all(folder: Path, names: list[str]) -> dict[str, str | None]:
     for number, name in enumerate(names):
         place = folder / str(number)
         shutil.copytree(made, place, copy_function=os.link)
+        if (card := ROOT / name).is_relative_to(CARDS):
+            shutil.copytree(card.parent, place, dirs_exist_ok=True)
         os.chdir(place)
         report[name] = run_blocks(blocks_of(read(name), name))
     return report

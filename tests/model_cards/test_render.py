@@ -64,13 +64,28 @@ def test_baselines_stand_beside_the_checkpoint(monkeypatch: pytest.MonkeyPatch) 
     ]
     (line,) = (line for line in lines if line.startswith("Fréchet distance of net features on the 7 pictures"))
     assert line.endswith(" (no FID): 12.0 (this checkpoint), 10.0 (VQ).")
-    assert card.baselines_part(result(24.0), {}) == ""
+    assert card.baselines_part(result(24.0), {}) == "" and lines[2] == card.BUDGET
+    assert (
+        card.baselines_part(result(24.0), {"VQ": "other"}, "Half of the steps:\n").splitlines()[2]
+        == "Half of the steps:"
+    )
+
+
+def test_words_of_a_card_go_before_what_would_stand_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = card.words_of("lgq-16k")
+    last = words["stages"][-1]
+    more = {"notes": {last: "A note."}, "baselines": {"OTHER": words["result"]}, "baselines_budget": "A budget:"}
+    monkeypatch.setattr(card, "words_of", lambda name: words | more)
+    text = card.render_card("lgq-16k")
+    assert re.search(rf"^{len(words['stages'])}\. .* A note\.$", text, re.MULTILINE)
+    assert "## Beside other quantizers\n\nA budget:\n\n" in text and "| OTHER |" in text
 
 
 def test_a_card_names_the_licences_of_each_package() -> None:
-    assert card.packages_table({"torcs-data": 733}).splitlines()[2] == (
-        "| torcs-data | 733 | GPL-2+, Free Art License by file |"
-    )
+    assert card.packages_table({"torcs-data": 733, "nexuiz-textures": 2}, {"torcs-data": 4}).splitlines()[2:] == [
+        "| nexuiz-textures | 2 | GPL-2+ |",
+        "| torcs-data | 733 (each 4 times) | GPL-2+, Free Art License by file |",
+    ]
 
 
 def test_a_checkpoint_without_words_has_no_card() -> None:

@@ -93,6 +93,8 @@ def test_the_head_of_a_recipe_says_how_to_run_it(path: Path) -> None:
     assert f"-m training.train_tokenizer --config {path.relative_to(ROOT)}" in head
     assert re.search(r"Hardware: .*(GPU|CPU)", head)
     assert re.search(r"metric|[Hh]ours|Not run here|Time and metrics", head)
+    for line in re.findall(r"^# +\.\.\. ((?:[a-z_.]+=\S+ ?)+)$", text, re.MULTILINE):  # variants of it
+        read_recipe(path, line.split()).config()
 
 
 def test_the_least_recipe_and_its_defaults() -> None:

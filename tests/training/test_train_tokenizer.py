@@ -173,6 +173,14 @@ def shards(corpus: Path, folder: Path) -> None:
         datasets.Dataset.from_dict(rows, features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
+def test_a_package_that_comes_again_is_told_of_and_validation_stays(recipe: Path, tmp_path: Path) -> None:
+    main(["--config", str(recipe), "max_steps=2", "discriminator.weight=0", "data.repeat={photographs: 2}"])
+    results = json.loads((tmp_path / "run" / "final" / "results.json").read_text())
+    assert results["data"]["repeat"] == {"photographs": 2} and results["data"]["packages"] == {"photographs": 6}
+    assert [row["pictures"] for row in results["validation"]] == [2]
+    assert "photographs (6, each 2 times)" in (tmp_path / "run" / "final" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_trains_on_parquet(streaming: str, recipe: Path, corpus: Path, tmp_path: Path) -> None:
     shards(corpus, tmp_path / "shards")
