@@ -42,8 +42,10 @@ class _LazyCheckpoint:
 
     def load(self, rank: int | None, dtype: torch.dtype = torch.float32) -> Checkpoint:
         """The checkpoint on the device of a process of `map`; `rank` is what `with_rank=True` hands over."""
-        if os.getpid() != _IMPORTED_IN and torch.get_num_threads() > 1:
-            torch.set_num_threads(1)  # a forked process waits for ever for the threads that its parent had
+        if os.getpid() != _IMPORTED_IN:
+            # A forked process waits for ever for the threads that its parent had. And its first call of this replaces
+            # the parent's pool: threads that load weights would race for that ("Invalid thread pool").
+            torch.set_num_threads(1)
         device = self.device
         if device in ("auto", "cuda") and torch.cuda.is_available():
             device = f"cuda:{(rank or 0) % torch.cuda.device_count()}"
