@@ -28,6 +28,12 @@ def test_changes_that_are_not_committed_are_named(tmp_path: Path, monkeypatch: p
     (tmp_path / "benchmarks" / "results").mkdir()
     (tmp_path / "benchmarks" / "results" / "numbers.json").write_text("{}")  # a result is no code
     assert provenance.provenance()["commit"] == commit
+    (tmp_path / "training" / "recipes").mkdir()
+    recipe = tmp_path / "training" / "recipes" / "some.yaml"
+    recipe.write_text("max_steps: 1")  # what a run is started with
+    assert provenance.provenance()["commit"] == f"{commit}+changes"
+    recipe.unlink()
+    assert provenance.provenance()["commit"] == commit
     (tmp_path / "lgq_hf" / "code.py").write_text("a = 2\n")
     assert provenance.provenance()["commit"] == f"{commit}+changes"
 
