@@ -1,5 +1,6 @@
 """The checkpoint inside the package, and the package as a wheel."""
 
+import json
 import os
 import re
 import shutil
@@ -10,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from benchmarks import photographs
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, LGQTokenizer, default_checkpoint
 from lgq_hf.cli.main import main
-from lgq_hf.metrics.reconstruction import psnr
 
 ROOT = Path(__file__).parents[2]
 TOKENIZE = """
@@ -27,20 +26,8 @@ processor = LGQImageProcessor.from_pretrained(default_checkpoint())
 batch = processor(Image.open(sys.argv[1]), return_tensors="pt")
 with torch.inference_mode():
     tokens = LGQTokenizer.from_pretrained(default_checkpoint()).encode(batch["pixel_values"]).image_tokens
-print(default_checkpoint(), tokens.sum().item())
+print(default_checkpoint(), tokens.flatten().tolist())
 """
-
-
-def reconstruct(picture: Image.Image) -> tuple[torch.Tensor, float]:
-    """Tokens and PSNR of a picture under the embedded checkpoint."""
-    tokenizer = LGQTokenizer.from_pretrained(default_checkpoint())
-    processor = LGQImageProcessor.from_pretrained(default_checkpoint())
-    batch = processor(picture, return_tensors="pt")
-    with torch.inference_mode():
-        tokens = tokenizer.encode(batch["pixel_values"]).image_tokens
-        decoded = tokenizer.decode(tokens).decoded_pixel_values
-    pair = [processor.postprocess(x, batch["original_sizes"], "pt") for x in (batch["pixel_values"], decoded)]
-    return tokens, float(psnr(*pair)[0])
 
 
 def test_it_is_small_and_complete() -> None:
@@ -48,14 +35,6 @@ def test_it_is_small_and_complete() -> None:
     weights = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert set(files) == {"README.md", "reconstruction.jpg", *weights}
     assert sum(files.values()) <= 15e6
-
-
-@pytest.mark.parametrize("name", photographs.NAMED)
-def test_it_reconstructs_photographs(name: str) -> None:
-    tokens, decibels = reconstruct(photographs.load(name))
-    assert tokens.shape == (1, 32, 32)
-    assert tokens.unique().numel() > 100
-    assert decibels > 19
 
 
 @pytest.mark.parametrize("kind", ["one pixel wide", "one pixel", "cmyk"])
@@ -130,9 +109,12 @@ def test_the_wheel_works_from_elsewhere(tmp_path: Path) -> None:
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
     photographs.load("coffee.png").save(tmp_path / "coffee.png")
-    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", TOKENIZE, str(tmp_path / "coffee.png")]
-    printed = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
-    folder, total = printed.split()
-    assert folder.startswith(str(site))
-    assert int(total) == reconstruct(photographs.load("coffee.png"))[0].sum().item()
+    found = []
+    for place in (site, ROOT):
+        environment = {**os.environ, "PYTHONPATH": str(place), "HF_HUB_OFFLINE": "1"}
+        run = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        folder, tokens = run.stdout.split(maxsplit=1)
+        assert folder.startswith(str(place / "lgq_hf"))
+        found.append(json.loads(tokens))
+    assert found[0] == found[1] and len(set(found[0])) > 100

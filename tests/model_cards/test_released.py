@@ -38,5 +38,6 @@ def test_it_reconstructs_photographs_as_measured(name: str) -> None:
         pair = [processor.postprocess(x, batch["original_sizes"], "pt") for x in (batch["pixel_values"], decoded)]
         decibels.append(float(psnr(*pair)[0]))
         used |= set(tokens.flatten().tolist())
+    assert min(decibels) > 18
     assert sum(decibels) / len(decibels) == pytest.approx(result["photographs"]["psnr"], abs=0.02)
     assert len(used) == pytest.approx(result["photographs"]["codes_used"], rel=0.01)
