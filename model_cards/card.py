@@ -121,10 +121,10 @@ def frechet_line(results: dict[str, dict[str, Any]]) -> str:
 
 
 def packages_table(packages: dict[str, int], repeat: dict[str, int]) -> str:
-    """A row per package of the corpus: how many files it gave, how often an epoch had each, and their licences."""
+    """A row per package of the corpus: files it gave, how often the last stage had each in an epoch, licences."""
     lines = ["| package | files | licences |", "|--|--|--|"]
     for name, count in sorted(packages.items()):
-        times = f" (each {repeat[name]} times)" if repeat.get(name, 1) > 1 else ""
+        times = f" (each {repeat[name]} times in the last stage)" if repeat.get(name, 1) > 1 else ""
         lines.append(f"| {name} | {count}{times} | {PACKAGES[name].licence} |")
     return "\n".join(lines)
 

@@ -84,7 +84,7 @@ def test_words_of_a_card_go_before_what_would_stand_there(monkeypatch: pytest.Mo
 def test_a_card_names_the_licences_of_each_package() -> None:
     assert card.packages_table({"torcs-data": 733, "nexuiz-textures": 2}, {"torcs-data": 4}).splitlines()[2:] == [
         "| nexuiz-textures | 2 | GPL-2+ |",
-        "| torcs-data | 733 (each 4 times) | GPL-2+, Free Art License by file |",
+        "| torcs-data | 733 (each 4 times in the last stage) | GPL-2+, Free Art License by file |",
     ]
 
 
