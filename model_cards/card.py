@@ -151,13 +151,19 @@ def speed_line(result: dict[str, Any]) -> str:
     )
 
 
+def short(commit: str | None) -> str:
+    """A commit in twelve digits; of a tree with changes it says so."""
+    digits, *changes = (commit or "unknown").split("+")
+    return "+".join([digits[:12], *changes])
+
+
 def provenance_line(result: dict[str, Any]) -> str:
     """Commit and versions of a measurement."""
     versions = ", ".join(
         f"{name} {version}" for name, version in result["versions"].items() if version and name != "lgq_hf"
     )
     weights = result["weights_sha256"][:12]
-    return f"Measured at commit `{result['commit'][:12]}` with {versions}; weights sha256 `{weights}`."
+    return f"Measured at commit `{short(result['commit'])}` with {versions}; weights sha256 `{weights}`."
 
 
 def stage_of(training: dict[str, Any]) -> dict[str, Any]:
@@ -172,9 +178,7 @@ def stage_of(training: dict[str, Any]) -> dict[str, Any]:
         "hours": training["hours"],
         "hardware": hardware,
         "corpus": training.get("data", training.get("corpus")),
-        "note": training.get(
-            "note", f"Seed {recipe.get('seed')}, commit `{(training.get('commit') or 'unknown')[:12]}`."
-        ),
+        "note": training.get("note", f"Seed {recipe.get('seed')}, commit `{short(training.get('commit'))}`."),
     }
 
 

@@ -19,14 +19,14 @@ from lgq_hf.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 TOKENIZE = """
-import torch, sys
+import json, sys, torch
 from PIL import Image
 from lgq_hf import LGQImageProcessor, LGQTokenizer, default_checkpoint
 processor = LGQImageProcessor.from_pretrained(default_checkpoint())
 batch = processor(Image.open(sys.argv[1]), return_tensors="pt")
 with torch.inference_mode():
     tokens = LGQTokenizer.from_pretrained(default_checkpoint()).encode(batch["pixel_values"]).image_tokens
-print(default_checkpoint(), tokens.flatten().tolist())
+print(json.dumps([str(default_checkpoint()), tokens.flatten().tolist()]))
 """
 
 
@@ -114,7 +114,7 @@ def test_the_wheel_works_from_elsewhere(tmp_path: Path) -> None:
     for place in (site, ROOT):
         environment = {**os.environ, "PYTHONPATH": str(place), "HF_HUB_OFFLINE": "1"}
         run = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        folder, tokens = run.stdout.split(maxsplit=1)
+        folder, tokens = json.loads(run.stdout)
         assert folder.startswith(str(place / "lgq_hf"))
-        found.append(json.loads(tokens))
+        found.append(tokens)
     assert found[0] == found[1] and len(set(found[0])) > 100

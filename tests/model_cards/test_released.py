@@ -37,7 +37,7 @@ def test_it_reconstructs_photographs_as_measured(name: str) -> None:
         assert tokens.shape == (1, *[256 // result["downsampling_factor"]] * 2)
         pair = [processor.postprocess(x, batch["original_sizes"], "pt") for x in (batch["pixel_values"], decoded)]
         decibels.append(float(psnr(*pair)[0]))
+        assert tokens.unique().numel() > 100
         used |= set(tokens.flatten().tolist())
-    assert min(decibels) > 18
     assert sum(decibels) / len(decibels) == pytest.approx(result["photographs"]["psnr"], abs=0.02)
     assert len(used) == pytest.approx(result["photographs"]["codes_used"], rel=0.01)

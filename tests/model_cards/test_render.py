@@ -81,6 +81,12 @@ def test_words_of_a_card_go_before_what_would_stand_there(monkeypatch: pytest.Mo
     assert "## Beside other quantizers\n\nA budget:\n\n" in text and "| OTHER |" in text
 
 
+def test_a_commit_is_short_and_says_that_the_tree_had_changes() -> None:
+    assert card.short("0123456789abcdef") == "0123456789ab"
+    assert card.short("0123456789abcdef+changes") == "0123456789ab+changes"
+    assert card.short(None) == "unknown"
+
+
 def test_a_card_names_the_licences_of_each_package() -> None:
     assert card.packages_table({"torcs-data": 733, "nexuiz-textures": 2}, {"torcs-data": 4}).splitlines()[2:] == [
         "| nexuiz-textures | 2 | GPL-2+ |",
