@@ -39,5 +39,6 @@ def test_it_reconstructs_photographs_as_measured(name: str) -> None:
         decibels.append(float(psnr(*pair)[0]))
         assert tokens.unique().numel() > 100
         used |= set(tokens.flatten().tolist())
+    assert min(decibels) > {8: 19, 16: 18}[result["downsampling_factor"]]
     assert sum(decibels) / len(decibels) == pytest.approx(result["photographs"]["psnr"], abs=0.02)
     assert len(used) == pytest.approx(result["photographs"]["codes_used"], rel=0.01)
