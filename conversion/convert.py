@@ -6,7 +6,6 @@ python -m conversion.convert last.ckpt --output vqgan-f16          # with model.
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from conversion.verify import check_model, compare_recorded
 from conversion.write import check_output, write_folder
 from lgq_hf import LGQModel
 from lgq_hf.provenance import provenance
+from lgq_hf.publishable_card import LICENSE
 
 
 def make_plan(
@@ -87,9 +87,10 @@ def convert(
     Raises:
         CheckpointError: for everything that cannot be converted or does not pass; nothing is written then.
     """
-    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
+    if license is not None and not LICENSE.fullmatch(license):
         raise CheckpointError(
-            f"expected an identifier of the Hub as licence, such as mit or cc-by-nc-4.0, got {license!r}"
+            "expected an identifier of the Hub as licence, in small letters, such as mit or cc-by-nc-4.0, got "
+            f"{license!r}"
         )
     output = output.resolve()
     beside = [path for path in (config, expected) if path is not None]

@@ -26,7 +26,7 @@ from training.launch import check_launch, end_with_the_launcher
 from training.log import Clock, RunLog, check_tracker, read_csv
 from training.not_finite import stop_if_not_finite
 from training.recipe_file import AnyRecipe, flat
-from training.run_state import Progress, check_recipe, run_on_main, save_checkpoint, shared_checkpoint
+from training.run_state import Progress, check_recipe, keep_recipe, run_on_main, save_checkpoint, shared_checkpoint
 
 ASK_EVERY = 10  # steps after which several processes ask each other whether one of them was told to end
 
@@ -76,6 +76,7 @@ class Run(ABC, Generic[AnyRecipe]):
         if self.checkpoint is not None:
             self._load(self.checkpoint)
         self.prepare_validation()
+        run_on_main(self.accelerator, partial(keep_recipe, self.output, flat(recipe)))  # now it can go on
         self.terminate = False
 
     def check(self) -> None:  # most runs have nothing to add

@@ -18,6 +18,7 @@ from lgq_hf.files import atomic_file, atomic_folder, temporary_name
 _FIELDS = ("source_size", "step", "pictures", "seconds", "best", "best_step")
 # fields that may differ when a run goes on: the folder may have been moved, and where the result goes changes nothing
 _FREE = frozenset({"output_dir", "report.license", "report.push_to_hub", "report.hub_private"})
+_RECIPE = "recipe.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -105,7 +106,7 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
 
 
 def check_recipe(output: Path, fields: dict[str, Any], *, resuming: bool, allowed: Sequence[str] = ()) -> None:
-    """Keeps the recipe beside its checkpoints, and refuses to resume them with another one.
+    """Refuses to resume checkpoints with another recipe than [`keep_recipe`] left beside them; changes nothing.
 
     Args:
         fields: the recipe's values by dotted name; the place of the output and what is said of its publication may
@@ -115,8 +116,8 @@ def check_recipe(output: Path, fields: dict[str, Any], *, resuming: bool, allowe
     Raises:
         ValueError: naming the fields that differ and both values, or names in `allowed` that no field has.
     """
-    path = output / "recipe.json"
-    fields = json.loads(json.dumps(fields))
+    path = output / _RECIPE
+    fields = json.loads(json.dumps(fields))  # as they are read back
     if unknown := sorted(set(allowed) - set(fields)):
         raise ValueError(f"--allow-change: no field {unknown} in a recipe; there are {sorted(fields)}")
     if resuming and path.exists():
@@ -128,7 +129,11 @@ def check_recipe(output: Path, fields: dict[str, Any], *, resuming: bool, allowe
                 f"the run in {output} was started with another recipe: {changes}. Give another output_dir, or go on "
                 f"with the changed recipe by --allow-change {' '.join(refused)}"
             )
-    with atomic_file(path) as temporary:
+
+
+def keep_recipe(output: Path, fields: dict[str, Any]) -> None:
+    """Writes the recipe's values beside the checkpoints that are made by it, for [`check_recipe`]."""
+    with atomic_file(output / _RECIPE) as temporary:
         temporary.write_text(json.dumps(fields, indent=1) + "\n")
 
 

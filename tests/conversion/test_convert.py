@@ -362,9 +362,9 @@ def test_places_that_cannot_be_written_end_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("license", ["mit\ntags: [x]", "", "a b"])
+@pytest.mark.parametrize("license", ["mit\ntags: [x]", "", "a b", "MIT"])
 def test_a_licence_is_an_identifier(license: str, family: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected an identifier of the Hub as licence"):
+    with pytest.raises(CheckpointError, match="expected an identifier of the Hub as licence, in small letters"):
         convert(family / "wetok_a/checkpoint.ckpt", tmp_path / "out", license=license)
 
 
