@@ -139,6 +139,8 @@ def test_the_same_recipe_goes_on(tmp_path: Path) -> None:
     check_recipe(tmp_path, FIELDS | {"output_dir": "moved"}, resuming=True)
     check_recipe(tmp_path, FIELDS | {"data.area": (0.5, 1.0)}, resuming=True)
     check_recipe(tmp_path / "without", FIELDS, resuming=True)
+    keep_recipe(tmp_path / "without", FIELDS)
+    assert (tmp_path / "without" / "recipe.json").exists()
 
 
 def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
