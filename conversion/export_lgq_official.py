@@ -57,6 +57,10 @@ def _problems(config: LGQConfig) -> list[str]:
             f"its stages always have {CHANNEL_MULTIPLIER} times the base width",
         ),
         "num_res_blocks": (config.num_res_blocks == NUM_RES_BLOCKS, f"it always has {NUM_RES_BLOCKS} per stage"),
+        "decoder_num_res_blocks": (
+            set(config.decoder_num_res_blocks or [NUM_RES_BLOCKS]) == {NUM_RES_BLOCKS},
+            f"it always has {NUM_RES_BLOCKS} per stage",
+        ),
         "bottleneck_attention": (config.bottleneck_attention, "the trainer's models always have it"),
         "latent_group_norm": (config.latent_group_norm, "the trainer's models always have it"),
         "num_attention_heads": (

@@ -40,6 +40,8 @@ from training.step import TrainingStep
 from training.validation import HIGHER_IS_BETTER, Validator
 
 DECODER_STAGE = re.compile(r"(decoder\.(?:stages|upsamplers)\.)(\d+)")
+# the last convolution of a residual block, by what all blocks of its stage begin with
+BLOCK_END = re.compile(r"(.*\.(?:stages\.\d+|mid)\.(?:blocks\.)?)\d+\.conv2\.(?:weight|bias)")
 
 
 def _decoder_stages(names: Iterable[str]) -> int:
@@ -50,7 +52,8 @@ def take_over(network: nn.Module, tensors: dict[str, Tensor], where: str) -> str
     """Copies the tensors that have the same name and shape in `network`; returns how many, as a sentence.
 
     Stages of the decoder are counted from the picture, as those of the encoder are, so that a network with one more
-    halving takes over both halves of one with fewer.
+    halving takes over both halves of one with fewer. Residual blocks behind those that such a stage had begin as the
+    identity (their last convolution is zero), so that a deeper network begins as the shallower one.
 
     Raises:
         ValueError: where not one tensor fits.
@@ -61,8 +64,12 @@ def take_over(network: nn.Module, tensors: dict[str, Tensor], where: str) -> str
     fitting = {name: tensor for name, tensor in tensors.items() if tensor.shape == shapes.get(name)}
     if not fitting:
         raise ValueError(f"no tensor of {where} has the name and shape of one of this network's")
-    network.load_state_dict(fitting, strict=False)
-    return f"took over {len(fitting)} of {len(shapes)} tensors from {where}"
+    starts = tuple({match[1] for name in fitting if (match := BLOCK_END.fullmatch(name))})
+    blocks = [name for name in shapes.keys() - tensors.keys() if BLOCK_END.fullmatch(name) and name.startswith(starts)]
+    zeros = {name: torch.zeros(shapes[name]) for name in blocks}
+    network.load_state_dict({**fitting, **zeros}, strict=False)
+    identities = f"; {len(blocks) // 2} residual blocks more begin as the identity" if blocks else ""
+    return f"took over {len(fitting)} of {len(shapes)} tensors from {where}{identities}"
 
 
 def check_sizes(recipe: Recipe) -> None:

@@ -41,6 +41,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "base_channels": config.base_channels,
         "channel_multiplier": list(config.channel_multiplier),
         "num_res_blocks": config.num_res_blocks,
+        "decoder_num_res_blocks": list(config.decoder_num_res_blocks) if config.decoder_num_res_blocks else None,
         "attention": config.has_attention,
         "latent_channels": config.latent_channels,
         "downsample_factor": config.spatial_downsample_factor,
@@ -66,6 +67,7 @@ def as_text(facts: dict[str, Any]) -> str:
     """The facts as aligned lines for people."""
     stages = " ".join(map(str, facts["channel_multiplier"]))
     attention = "with" if facts["attention"] else "no"
+    decoder = f" (decoder: {' '.join(map(str, blocks))})" if (blocks := facts["decoder_num_res_blocks"]) else ""
     quantizer = [facts["quantizer"], facts["codebook_mode"], facts["distance"]]
     if facts["quantizer"] != "lgq":
         quantizer = [facts["quantizer"], "signs" if facts["quantizer"] == "lfq" else facts["distance"]]
@@ -78,7 +80,7 @@ def as_text(facts: dict[str, Any]) -> str:
         *([("converted from", f"{source['file']} ({source['project']}, {source['weights']})")] if source else []),
         ("", ""),
         ("backbone", f"{facts['backbone']}, {facts['base_channels']} channels times {stages}"),
-        ("", f"{facts['num_res_blocks']} residual blocks per stage, {attention} attention"),
+        ("", f"{facts['num_res_blocks']} residual blocks per stage{decoder}, {attention} attention"),
         ("latent channels", facts["latent_channels"]),
         ("quantizer", ", ".join(quantizer)),
         ("codebook", f"{facts['codebook_size']:,} codes of {facts['code_dim']} channels"),

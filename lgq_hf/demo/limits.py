@@ -44,6 +44,8 @@ def check_affordable(folder: Path) -> None:
     for name, most in _MOST.items():
         if (value := getattr(config, name)) > most:
             raise ValueError(f"expected {name} of at most {most}, got {value}")
+    if (blocks := max(config.decoder_num_res_blocks or [0])) > (most := _MOST["num_res_blocks"]):
+        raise ValueError(f"expected decoder_num_res_blocks of at most {most}, got {blocks}")
     with torch.device("meta"):
         model = LGQModel(config).eval()
     count = sum(math.prod(tensor.shape) for tensor in (*model.parameters(), *model.buffers()))

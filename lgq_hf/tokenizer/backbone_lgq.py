@@ -68,9 +68,9 @@ class LGQAttentionBlock(GradientCheckpointingLayer):
         return hidden_states + self.proj(attended.reshape(hidden_states.shape))
 
 
-def _stage(channels: int, config: LGQConfig, *, last: bool) -> nn.Sequential:
+def _stage(channels: int, num_blocks: int, config: LGQConfig, *, last: bool) -> nn.Sequential:
     """The residual blocks of one resolution; the last resolution has attention behind them."""
-    blocks: list[nn.Module] = [LGQResnetBlock(channels) for _ in range(config.num_res_blocks)]
+    blocks: list[nn.Module] = [LGQResnetBlock(channels) for _ in range(num_blocks)]
     if last and config.bottleneck_attention:
         blocks.append(LGQAttentionBlock(channels, config.num_attention_heads))
     return nn.Sequential(*blocks)
@@ -88,7 +88,9 @@ class LGQEncoder(nn.Module):
         widths = config.stage_channels
         self.stem = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         last = len(widths) - 1
-        self.stages = nn.ModuleList(_stage(width, config, last=i == last) for i, width in enumerate(widths))
+        self.stages = nn.ModuleList(
+            _stage(width, config.num_res_blocks, config, last=i == last) for i, width in enumerate(widths)
+        )
         self.downsamplers = nn.ModuleList(
             nn.Conv2d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in itertools.pairwise(widths)
         )
@@ -110,8 +112,9 @@ class LGQEncoder(nn.Module):
 class LGQDecoder(nn.Module):
     """codes (B, C, h, w) -> picture (B, 3, h*f, w*f) in the normalised pixel space of the encoder's input.
 
-    The encoder mirrored, with transposed 4x4 convolutions; no norm and no activation before the last convolution,
-    `out`, which training weighs the terms of its loss at.
+    The encoder mirrored, with transposed 4x4 convolutions, and with as many residual blocks where
+    `decoder_num_res_blocks` does not say otherwise; no norm and no activation before the last convolution, `out`,
+    which training weighs the terms of its loss at.
     """
 
     def __init__(self, config: LGQConfig) -> None:
@@ -119,9 +122,11 @@ class LGQDecoder(nn.Module):
         widths = config.stage_channels
         if config.legacy_decoder:
             widths[1:] = [max(32, config.latent_channels)] * (len(widths) - 1)
+        blocks = list(config.decoder_num_res_blocks or [config.num_res_blocks] * len(widths))
         widths.reverse()
+        blocks.reverse()
         self.from_emb = nn.Conv2d(config.latent_channels, widths[0], 1)
-        self.stages = nn.ModuleList(_stage(width, config, last=i == 0) for i, width in enumerate(widths))
+        self.stages = nn.ModuleList(_stage(width, blocks[i], config, last=i == 0) for i, width in enumerate(widths))
         self.upsamplers = nn.ModuleList(
             nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1) for coarse, fine in itertools.pairwise(widths)
         )

@@ -13,6 +13,7 @@ _READ_BY = {
     "num_attention_heads": "lgq",
     "legacy_decoder": "lgq",
     "latent_group_norm": "lgq",
+    "decoder_num_res_blocks": "lgq",
     "stem_channels": "vqgan",
     "decoder_extra_block": "vqgan",
     "num_mid_blocks": "vqgan",
@@ -78,6 +79,8 @@ class LGQConfig(PreTrainedConfig):
         channel_multiplier: width of each stage in units of *b*, from full resolution downwards. Its length fixes the
             downsampling factor: `2 ** (len - 1)`. `[1, 2, 2, 2, 2]` is the published f16 model.
         num_res_blocks: residual blocks per stage.
+        decoder_num_res_blocks: residual blocks of each of the `lgq` decoder's stages, in the order of
+            `channel_multiplier`; `None`: `num_res_blocks` in all of them (published).
         bottleneck_attention: self-attention after the residual blocks of the last stage.
         num_attention_heads: heads of that attention; fewer where the width is under four channels a head
             (published) or not a multiple of them.
@@ -150,6 +153,7 @@ class LGQConfig(PreTrainedConfig):
     base_channels: int = 128
     channel_multiplier: list[int] | tuple[int, ...] = (1, 2, 2, 2, 2)
     num_res_blocks: int = 2
+    decoder_num_res_blocks: list[int] | tuple[int, ...] | None = None
     bottleneck_attention: bool = True
     num_attention_heads: int = 4
     legacy_decoder: bool = False
@@ -249,6 +253,13 @@ class LGQConfig(PreTrainedConfig):
         for name, backbone in _READ_BY.items():
             if backbone != self.backbone:
                 self._refuse_unread(name, f"backbone='{backbone}'", f"'{self.backbone}'")
+        if (blocks := self.decoder_num_res_blocks) is not None and (
+            len(blocks) != len(self.channel_multiplier) or min(blocks) < 1
+        ):
+            raise ValueError(
+                f"decoder_num_res_blocks needs 1 or more for each of the {len(self.channel_multiplier)} stages of "
+                f"channel_multiplier, got {blocks}"
+            )
         if self.backbone == "vqgan":
             self._validate_vqgan()
 

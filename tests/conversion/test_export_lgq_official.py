@@ -164,6 +164,10 @@ def test_what_only_our_training_has_stays_behind() -> None:
             r"channel_multiplier=\[1, 2, 4\]: its stages always have \[1, 2, 2, 2, 2\]",
         ),
         ({"num_res_blocks": 1}, "num_res_blocks=1: it always has 2 per stage"),
+        (
+            {"decoder_num_res_blocks": [2, 2, 2, 2, 3]},
+            r"decoder_num_res_blocks=\[2, 2, 2, 2, 3\]: it always has 2 per stage",
+        ),
         ({"bottleneck_attention": False}, "bottleneck_attention=False: the trainer's models always have it"),
         ({"latent_group_norm": False}, "latent_group_norm=False: the trainer's models always have it"),
         ({"num_attention_heads": 8}, "num_attention_heads=8: it always has 4"),

@@ -370,6 +370,35 @@ def test_a_network_with_one_more_halving_takes_over_both_halves() -> None:
             assert torch.equal(new.state_dict()[name], tensor), name
 
 
+VQGAN = {"backbone": "vqgan", "bottleneck_attention": True, "norm_num_groups": 4, "num_mid_blocks": 1}
+
+
+@pytest.mark.parametrize(
+    ("shallow", "deep", "more"),
+    [
+        ({"num_res_blocks": 1}, {"num_res_blocks": 1, "decoder_num_res_blocks": [2, 4]}, 4),
+        ({"num_res_blocks": 1}, {"num_res_blocks": 3}, 8),
+        (VQGAN, VQGAN | {"num_res_blocks": 2, "num_mid_blocks": 2}, 6),
+    ],
+)
+def test_a_deeper_network_begins_as_the_shallower_one(
+    shallow: dict[str, Any], deep: dict[str, Any], more: int
+) -> None:
+    fields = RUN_MODEL | {"base_channels": 8, "channel_multiplier": [1, 2]}
+    source = LGQModel(LGQConfig(**fields | shallow)).eval()
+    deeper = LGQModel(LGQConfig(**fields | deep)).eval()
+    codes = torch.randn(1, source.config.latent_channels, 4, 4)
+    pictures = torch.randn(1, 3, 8, 8)
+    assert not torch.equal(deeper.decoder(codes), source.decoder(codes))
+    told = take_over(deeper, source.state_dict(), "a folder")
+    assert told.endswith(f"from a folder; {more} residual blocks more begin as the identity")
+    assert torch.equal(deeper.decoder(codes), source.decoder(codes))
+    assert torch.equal(deeper.encoder(pictures), source.encoder(pictures))
+    deeper.decoder(codes).square().mean().backward()
+    gradients = {name: tensor.grad for name, tensor in deeper.decoder.named_parameters() if ".conv2." in name}
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+
+
 def test_taking_over_copies_what_fits() -> None:
     source = LGQModel(LGQConfig(**RUN_MODEL))
     wider = LGQModel(LGQConfig(**RUN_MODEL | {"latent_channels": 8, "code_dim": 4}))

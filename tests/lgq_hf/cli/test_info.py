@@ -32,6 +32,7 @@ def test_json(lgq: Lgq, model_folder: Path) -> None:
         "base_channels": 8,
         "channel_multiplier": [1, 1, 1, 1],
         "num_res_blocks": 1,
+        "decoder_num_res_blocks": None,
         "attention": False,
         "latent_channels": 16,
         "downsample_factor": 8,
@@ -61,6 +62,15 @@ def test_text(lgq: Lgq, model_folder: Path) -> None:
     assert rows["bits per pixel"].strip() == "0.09375"
     values = {line[20:] == line[20:].lstrip() for line in result.out.splitlines()}
     assert values == {True}  # aligned
+
+
+def test_a_decoder_with_more_blocks_is_told(tmp_path: Path, lgq: Lgq, make_model: Callable[..., Path]) -> None:
+    folder = make_model(tmp_path / "m", decoder_num_res_blocks=[1, 1, 2, 3])
+    assert "1 residual blocks per stage (decoder: 1 1 2 3), no attention" in lgq("info", folder).out
+    assert json.loads(lgq("info", folder, "--json").out)["decoder_num_res_blocks"] == [1, 1, 2, 3]
+    assert set(LGQModel.from_pretrained(folder).decoder.state_dict()) >= {
+        "stages.0.2.conv2.weight", "stages.1.1.conv2.weight", "stages.3.0.conv2.weight",
+    }  # fmt: skip
 
 
 def test_projections_and_channels_are_counted(tmp_path: Path, lgq: Lgq, make_model: Callable[..., Path]) -> None:

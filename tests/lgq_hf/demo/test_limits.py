@@ -75,6 +75,7 @@ def test_buffers_count_too(make_model: Callable[..., Path], tmp_path: Path) -> N
     [
         ({"channel_multiplier": [1] * 9}, "expected at most 8 stages in channel_multiplier, got 9"),
         ({"num_res_blocks": 10**9}, "expected num_res_blocks of at most 16, got 1000000000"),
+        ({"decoder_num_res_blocks": [1, 1, 17, 1]}, "expected decoder_num_res_blocks of at most 16, got 17"),
         ({**VQGAN, "num_mid_blocks": 17}, "expected num_mid_blocks of at most 16, got 17"),
         ({"latent_channels": 513}, "expected latent_channels of at most 512, got 513"),
         ({"code_dim": 10**9, "codebook_mode": "per_channel"}, "expected quantizer_dim of at most 512, got 1000000000"),

@@ -20,6 +20,7 @@ def test_defaults_are_the_published_model() -> None:
         "in_channels": 3,
         "base_channels": 128,
         "num_res_blocks": 2,
+        "decoder_num_res_blocks": None,
         "bottleneck_attention": True,
         "num_attention_heads": 4,
         "legacy_decoder": False,
@@ -114,6 +115,14 @@ CONTRADICTIONS = [
     ({"code_dim": 0}, "code_dim must be at least 1 or None, got 0"),
     ({"channel_multiplier": []}, r"channel_multiplier needs a positive width per stage, got \[\]"),
     ({"channel_multiplier": [1, 0, 2]}, r"channel_multiplier needs a positive width per stage, got \[1, 0, 2\]"),
+    *(
+        (
+            {"decoder_num_res_blocks": blocks},
+            "decoder_num_res_blocks needs 1 or more for each of the 5 stages of channel_multiplier, got "
+            rf"\[{', '.join(map(str, blocks))}\]$",
+        )
+        for blocks in ([], [2, 2, 2, 2], [2, 2, 0, 2, 2])
+    ),
     ({"levels": [128, 128]}, r"levels=\[128, 128\] needs codebook_mode='product' or quantizer='fsq', got 'vector'"),
     (
         {"levels": [4, 4, 2], "codebook_mode": "per_channel"},
@@ -323,6 +332,10 @@ VQGAN = {"backbone": "vqgan", "base_channels": 32, "latent_channels": 12}
         ({"attention_levels": [1]}, "attention_levels=\\[1\\] has a meaning for backbone='vqgan' only"),
         ({"norm_eps": 1e-5}, "norm_eps=1e-05 has a meaning for backbone='vqgan' only"),
         ({**VQGAN, "legacy_decoder": True}, "legacy_decoder=True has a meaning for backbone='lgq' only, got 'vqgan'"),
+        (
+            {**VQGAN, "decoder_num_res_blocks": [2] * 5},
+            r"decoder_num_res_blocks=\[2, 2, 2, 2, 2\] has a meaning for backbone='lgq' only, got 'vqgan'",
+        ),
         ({**VQGAN, "num_attention_heads": 2}, "num_attention_heads=2 has a meaning for backbone='lgq' only"),
         ({**VQGAN, "norm_num_groups": 24}, r"norm_num_groups=24 does not divide the stage widths \[32, 64\]"),
         ({**VQGAN, "stem_channels": 48}, r"norm_num_groups=32 does not divide the stage widths \[48\]"),
