@@ -216,6 +216,8 @@ class Recipe(RunRecipe):
             stages counted from the picture, so that a deeper model takes over a shallower one), and those of
             `discriminator.safetensors` beside it where this run has one of the same shape. The codebook is placed
             anew, unless `quantizer.init_method` is `"keep"`. `None` for random weights.
+        train_only: `"decoder"`: encoder and codebook stay those of `start_from`, so that pictures have the tokens that
+            they had, and the loss is that of the picture alone. `None`: everything learns.
     """
 
     output_dir: str
@@ -224,6 +226,7 @@ class Recipe(RunRecipe):
     image_size: int
     seed: int = 0
     start_from: str | None = None
+    train_only: Literal["decoder"] | None = None
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     processor: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: Data = dataclasses.field(default_factory=Data)
@@ -242,6 +245,11 @@ class Recipe(RunRecipe):
             raise ValueError("validation.perceptual=lpips-vgg16 needs the files loss.vgg_weights and loss.lpips_heads")
         if self.quantizer.init_method == "keep" and not self.start_from:
             raise ValueError("quantizer.init_method=keep needs start_from: there is no codebook to keep")
+        if self.train_only and self.quantizer.init_method != "keep":
+            raise ValueError(
+                f"train_only={self.train_only} needs start_from and quantizer.init_method=keep, got "
+                f"init_method={self.quantizer.init_method}: its codebook stays"
+            )
         quantizer = self.model.get("quantizer", "lgq")
         if quantizer != "lgq":
             for field in dataclasses.fields(Quantizer):

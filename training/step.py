@@ -82,6 +82,7 @@ class TrainingStep(BaseStep):
             self.discriminator_optimizer: torch.optim.AdamW = optimizer.optimizer
         self._compile()
         self.adaptive = torch.zeros((), device=self.device)
+        self.tokens_learn = model.quantizer.training  # or they stay, and the decoder learns alone
         self.token_counts = TokenCounts(model.config.codebook_size, self.device)
         model.quantizer.register_forward_hook(self._keep_latents)
         model.decoder.out.register_forward_pre_hook(self._keep_last_input)
@@ -122,7 +123,8 @@ class TrainingStep(BaseStep):
             steps=settings.temperature_steps or recipe.max_steps,
             schedule=settings.temperature_schedule,
         )
-        self.model.quantizer.set_temperature(temperature)
+        if self.tokens_learn:
+            self.model.quantizer.set_temperature(temperature)
         self.schedule = {"lr_factor": factor, "temperature": temperature}
         gan = recipe.discriminator
         learning = self.discriminator is not None and step >= gan.start
@@ -155,7 +157,7 @@ class TrainingStep(BaseStep):
         """Where a step has several passes, the usage over all of them, which no pass could know."""
         quantizer = self.model.quantizer
         quantizer.step_usage = None
-        if len(micro_batches) == 1 or not quantizer.needs_usage:
+        if len(micro_batches) == 1 or not quantizer.needs_usage or not self.tokens_learn:
             return
         passes = []
         with torch.no_grad(), self.autocast():
@@ -170,7 +172,8 @@ class TrainingStep(BaseStep):
         with self.autocast():
             output = self.wrapped(pixels)
         self.token_counts.count(output.image_tokens)
-        self.model.quantizer.observe(self.latents, output.image_tokens)
+        if self.tokens_learn:
+            self.model.quantizer.observe(self.latents, output.image_tokens)
         decoded = at_least_fp32(output.decoded_pixel_values)
         seen = decoded.detach().requires_grad_()
         scale = self.scaler.scale(torch.ones((), device=self.device)) / count
@@ -183,19 +186,23 @@ class TrainingStep(BaseStep):
             reconstruction = reconstruction + loss_settings.perceptual_weight * perceptual
             self._add("perceptual_loss", perceptual, count)
         (gradient,) = torch.autograd.grad(reconstruction * scale, seen)
-        loss = reconstruction.detach() + output.embedding_loss.detach()
+        loss = reconstruction.detach()
         if heard:
             weighted, gan_gradient = self._adversarial(seen, gradient, scale, count)
             gradient, loss = gradient + gan_gradient, loss + weighted
         at_codes: list[Tensor] = []
-        if measure:
-            self.codes.register_hook(at_codes.append)
-        torch.autograd.backward([decoded, output.embedding_loss], [gradient, scale])
+        if self.tokens_learn:
+            if measure:
+                self.codes.register_hook(at_codes.append)
+            torch.autograd.backward([decoded, output.embedding_loss], [gradient, scale])
+            loss = loss + output.embedding_loss.detach()
+            self._add("embedding_loss", output.embedding_loss, count)
+        else:
+            decoded.backward(gradient)
         for gradient in at_codes:
             self._measure_gain(gradient)
         self._add("loss", loss, count)
-        self._add("embedding_loss", output.embedding_loss, count)
-        for name, value in output.statistics.items():
+        for name, value in (output.statistics or {}).items():
             if name not in ("perplexity", "codebook_usage"):  # of one pass alone; the run counts over many
                 self._add(name, value, count)
         return seen.detach()
@@ -255,7 +262,8 @@ class TrainingStep(BaseStep):
         skip = self.judge(step, shared[0], finite)
         if learning and self.recipe.discriminator.lecam:
             self.lecam.update(shared[1], shared[2], keep=skip)
-        self.model.quantizer.end_step(skip)
+        if self.tokens_learn:
+            self.model.quantizer.end_step(skip)
         self.advance(step, skip, *([self.discriminator_optimizer] if learning else []))
 
     def _share(self, learning: bool) -> Tensor:

@@ -72,6 +72,30 @@ def take_over(network: nn.Module, tensors: dict[str, Tensor], where: str) -> str
     return f"took over {len(fitting)} of {len(shapes)} tensors from {where}{identities}"
 
 
+def train_decoder_alone(model: LGQModel) -> None:
+    """Encoder and quantizer stop learning; the quantizer is as at inference, without a loss."""
+    model.requires_grad_(False)
+    model.decoder.requires_grad_(True)
+    if model.config.code_dim is not None:
+        model.post_quant.requires_grad_(True)
+    model.quantizer.eval()
+
+
+@torch.no_grad()
+def check_same_tokens(model: LGQModel, source: LGQModel, pixel_values: Tensor) -> None:
+    """Refuses a model that gives pictures (B, 3, H, W) other tokens than the one that it took weights over from.
+
+    Raises:
+        ValueError: where a token differs.
+    """
+    ours, theirs = (one.encode(pixel_values.to(one.device)).image_tokens for one in (model, source.eval()))
+    if ours.shape != theirs.shape or not torch.equal(ours, theirs.to(ours.device)):
+        raise ValueError(
+            "train_only=decoder keeps the tokens of start_from, and this model has others: give `model` the fields of "
+            "its config.json but decoder_num_res_blocks"
+        )
+
+
 def check_sizes(recipe: Recipe) -> None:
     """Refuses at once what would fail at a later step.
 
@@ -168,6 +192,8 @@ class TokenizerRun(Run[Recipe]):
             model = model.to(memory_format=torch.channels_last)
         if recipe.engine.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        if recipe.train_only == "decoder":
+            train_decoder_alone(model)
         discriminator = self._discriminator()
         if self.checkpoint is None:
             if recipe.start_from:
@@ -176,6 +202,9 @@ class TokenizerRun(Run[Recipe]):
                 source = LGQModel.from_pretrained(recipe.start_from)
                 check_downloaded(Path(str(cached_file(recipe.start_from, "config.json"))).parent)
                 self.accelerator.print(take_over(model, source.state_dict(), recipe.start_from))
+                if recipe.train_only == "decoder":
+                    noise = torch.randn(1, 3, recipe.image_size, recipe.image_size)
+                    check_same_tokens(model, source, noise)
                 weights = Path(recipe.start_from) / "discriminator.safetensors"
                 if discriminator is not None and weights.is_file():
                     self.accelerator.print(take_over(discriminator, load_file(weights), str(weights)))
