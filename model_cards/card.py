@@ -175,6 +175,7 @@ def stage_of(training: dict[str, Any]) -> dict[str, Any]:
         "steps": training["steps"],
         "batch_size": recipe["batch_size"],
         "side": recipe.get("image_size", recipe.get("crop")),
+        "of": f" of the {recipe['train_only']} alone" if recipe.get("train_only") else "",
         "hours": training["hours"],
         "hardware": hardware,
         "corpus": training.get("data", training.get("corpus")),
@@ -185,7 +186,7 @@ def stage_of(training: dict[str, Any]) -> dict[str, Any]:
 def stage_line(stage: dict[str, Any]) -> str:
     """One stage of training: steps, crops, hours, hardware, and what was out of the ordinary."""
     return (
-        f"{stage['steps']:,} optimizer steps of {stage['batch_size']} crops of {stage['side']} px, "
+        f"{stage['steps']:,} optimizer steps{stage['of']} of {stage['batch_size']} crops of {stage['side']} px, "
         f"{stage['hours']:.1f} hours on {stage['hardware']}. {stage['note']}"
     )
 

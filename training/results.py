@@ -137,6 +137,8 @@ def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool, re
     last = results["validation"][-1] if results["validation"] else {}
     rows = [f"| {title} | {value} |" for title, value in _measured(last, recipe).values()]
     config, data = results["model"], results["data"]
+    start = portable_recipe(recipe)["start_from"]
+    alone = f"The {recipe.train_only} alone was trained, and tokens are those of `{start}`. "
     discriminator = " `discriminator.safetensors` holds the discriminator, to go on training."
     return Template(CARD.read_text()).substitute(
         name=repo_id or Path(recipe.output_dir).resolve().name,
@@ -149,6 +151,7 @@ def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool, re
         best=_best(results, recipe),
         pictures=f"{last.get('pictures', 0):,.0f}",
         image_size=recipe.image_size,
+        alone=alone if recipe.train_only else "",
         data=_data(data),
         discriminator=discriminator if has_discriminator else "",
         **run_facts(results, recipe),

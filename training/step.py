@@ -48,12 +48,21 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
+def train_decoder_alone(model: LGQModel) -> None:
+    """Encoder and quantizer stop learning; the quantizer is as at inference, without a loss."""
+    model.requires_grad_(False)
+    model.decoder.requires_grad_(True)
+    if model.config.code_dim is not None:
+        model.post_quant.requires_grad_(True)
+    model.quantizer.eval()
+
+
 class TrainingStep(BaseStep):
     """The networks of a run, their optimizers, and `__call__`: one optimizer step.
 
     Args:
         accelerator: places and wraps the networks; its own mixed precision must be off.
-        model: with its codebook placed, on the device.
+        model: with its codebook placed, on the device; by `train_decoder_alone`, where the recipe has `train_only`.
         perceptual: a frozen distance `(a, b) -> (B,)` of pictures in [0, 1], or `None`.
         discriminator: on the device, or `None` where the recipe has none.
         mean, std: of the processor, by which the model's pixels become pictures in [0, 1].
@@ -82,7 +91,7 @@ class TrainingStep(BaseStep):
             self.discriminator_optimizer: torch.optim.AdamW = optimizer.optimizer
         self._compile()
         self.adaptive = torch.zeros((), device=self.device)
-        self.tokens_learn = model.quantizer.training  # or they stay, and the decoder learns alone
+        self.tokens_learn = recipe.train_only is None
         self.token_counts = TokenCounts(model.config.codebook_size, self.device)
         model.quantizer.register_forward_hook(self._keep_latents)
         model.decoder.out.register_forward_pre_hook(self._keep_last_input)
@@ -123,9 +132,10 @@ class TrainingStep(BaseStep):
             steps=settings.temperature_steps or recipe.max_steps,
             schedule=settings.temperature_schedule,
         )
+        self.schedule = {"lr_factor": factor}
         if self.tokens_learn:
             self.model.quantizer.set_temperature(temperature)
-        self.schedule = {"lr_factor": factor, "temperature": temperature}
+            self.schedule["temperature"] = temperature
         gan = recipe.discriminator
         learning = self.discriminator is not None and step >= gan.start
         heard = learning and step >= gan.start + gan.warmup

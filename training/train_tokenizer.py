@@ -36,7 +36,7 @@ from training.recipe import Data, Recipe, read_recipe
 from training.results import corpus_summary, portable_recipe, write_final
 from training.run import Run
 from training.samples import Batch
-from training.step import TrainingStep
+from training.step import TrainingStep, train_decoder_alone
 from training.validation import HIGHER_IS_BETTER, Validator
 
 DECODER_STAGE = re.compile(r"(decoder\.(?:stages|upsamplers)\.)(\d+)")
@@ -70,15 +70,6 @@ def take_over(network: nn.Module, tensors: dict[str, Tensor], where: str) -> str
     network.load_state_dict({**fitting, **zeros}, strict=False)
     identities = f"; {len(blocks) // 2} residual blocks more begin as the identity" if blocks else ""
     return f"took over {len(fitting)} of {len(shapes)} tensors from {where}{identities}"
-
-
-def train_decoder_alone(model: LGQModel) -> None:
-    """Encoder and quantizer stop learning; the quantizer is as at inference, without a loss."""
-    model.requires_grad_(False)
-    model.decoder.requires_grad_(True)
-    if model.config.code_dim is not None:
-        model.post_quant.requires_grad_(True)
-    model.quantizer.eval()
 
 
 @torch.no_grad()

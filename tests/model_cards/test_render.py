@@ -46,6 +46,8 @@ def test_a_stage_is_told_of_either_form_of_record() -> None:
         "1,500 optimizer steps of 8 crops of 64 px, 0.2 hours on 2 threads of a CPU. Seed 3, commit `0123456789ab`."
     )
     assert stage["corpus"] == {"files": 9}
+    decoder = {**run, "hardware": "a CPU", "recipe": {**run["recipe"], "train_only": "decoder"}}
+    assert card.stage_line(card.stage_of(decoder)).startswith("1,500 optimizer steps of the decoder alone of 8 crops")
     assert card.stage_of({**run, "hardware": {"cpu": "a CPU", "threads": 2, "gpu": "a GPU"}})["hardware"] == "a GPU"
 
 

@@ -20,7 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from lgq_hf import LGQConfig, LGQModel
 from training.discriminator import PatchDiscriminator
 from training.recipe import Recipe, recipe_from
-from training.step import TrainingStep
+from training.step import TrainingStep, train_decoder_alone
 
 STEPS = 6
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "training" / "golden_curve.json"
@@ -64,9 +64,17 @@ RUN_MODEL: dict[str, Any] = {  # of the runs in test_train_tokenizer.py and test
 }
 
 
-def changed(**sections: dict[str, Any]) -> Recipe:
-    """The recipe above with other values in some sections, such as `engine={"micro_batch_size": 2}`."""
-    return recipe_from({**VALUES, **{name: {**VALUES.get(name, {}), **values} for name, values in sections.items()}})
+def changed(**sections: Any) -> Recipe:
+    """The recipe above with other fields, those of a section one by one, such as `engine={"micro_batch_size": 2}`."""
+    return recipe_from(
+        {
+            **VALUES,
+            **{
+                name: {**VALUES.get(name, {}), **values} if isinstance(values, dict) else values
+                for name, values in sections.items()
+            },
+        }
+    )
 
 
 def make(
@@ -77,6 +85,8 @@ def make(
     model = LGQModel(LGQConfig(**recipe.model)).to(dtype).train()
     if dtype == torch.float64:
         model.quantizer.double()
+    if recipe.train_only:
+        train_decoder_alone(model)
     accelerator = Accelerator(cpu=cpu, mixed_precision="no")
     model = model.to(accelerator.device)
     settings = recipe.discriminator

@@ -116,6 +116,10 @@ def test_the_least_recipe_and_its_defaults() -> None:
         ({"validation": {"perceptual": "lpips-vgg16"}}, "needs the files loss.vgg_weights and loss.lpips_heads"),
         ({"quantizer": {"init_method": "keep"}}, "quantizer.init_method=keep needs start_from"),
         (
+            {"train_only": "decoder", "start_from": "a folder", "quantizer": {"init_method": "random"}},
+            "train_only=decoder needs start_from and quantizer.init_method=keep, got init_method=random: its codebook",
+        ),
+        (
             {"model": {"quantizer": "vq"}, "quantizer": {"temperature_end": 0.5}},
             "quantizer.temperature_end is LGQ's, and model.quantizer is 'vq': leave it out, got 0.5",
         ),

@@ -135,6 +135,44 @@ def test_each_loss_reaches_its_own_network_alone(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
 
 
+ALONE: dict[str, Any] = {"train_only": "decoder", "start_from": "a folder", "quantizer": {"init_method": "keep"}}
+
+
+@pytest.mark.parametrize("fields", [{}, {"code_dim": 4, "dead_code_threshold": 0.5}])
+@pytest.mark.parametrize("sections", [{}, {"discriminator": NO_GAN}])
+def test_a_decoder_that_learns_alone_leaves_the_tokens(sections: dict[str, Any], fields: dict[str, Any]) -> None:
+    recipe = steps.changed(**sections, **ALONE, model=fields)
+    results = []
+    for size in (8, 4):
+        step = steps.make(recipe, dtype=torch.float64)
+        before = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
+        rows = steps.run(step, steps.pictures(torch.float64), size)
+        results.append((rows, steps.weights(step)))
+        assert rows[-1]["loss"] < rows[0]["loss"]
+        assert not {"embedding_loss", "usage_loss", "temperature", "straight_through_gain"} & rows[0].keys()
+        for model in (step.model, step.published):
+            for name, tensor in model.state_dict().items():
+                learns = name.startswith(("decoder.", "post_quant."))
+                assert torch.equal(tensor, before[name]) != learns, name
+    assert_same_rows(results[0][0], results[1][0], 1e-6)
+    assert_same(results[0][1], results[1][1], 1e-6)
+
+
+def test_a_decoder_that_learns_alone_learns_from_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = steps.changed(**ALONE, optimizer={"max_grad_norm": 1e9}, discriminator=NO_GAN)
+    monkeypatch.setattr("training.base_step.step_unless", lambda skip, optimizer: None)  # gradients stay
+    step = steps.make(recipe, dtype=torch.float64, perceptual=steps.Blur())
+    pixels = steps.pictures(torch.float64)[0]
+    step([pixels], 0, measure=True)
+    decoded = step.model.decode(step.model.encode(pixels).image_tokens).decoded_pixel_values
+    loss = pixel_loss("l1", decoded, pixels) + steps.Blur()((decoded + 1) / 2, (pixels + 1) / 2).mean()
+    parameters = list(step.model.decoder.parameters())
+    for parameter, wanted in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-9, atol=1e-12)
+    assert all(parameter.grad is None for parameter in step.model.encoder.parameters())
+    assert step.take_window()[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
+
+
 def test_without_power_iteration_the_model_gradient_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = steps.changed(
         optimizer={"max_grad_norm": 1e9},

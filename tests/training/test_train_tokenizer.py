@@ -225,6 +225,42 @@ def test_a_run_goes_on_from_what_another_published(recipe: Path, tmp_path: Path)
             torch.testing.assert_close(a[key], b[key], rtol=1e-6, atol=1e-9)
 
 
+def test_a_decoder_learns_alone_and_goes_on(recipe: Path, tmp_path: Path) -> None:
+    """Deeper than before, stopped and resumed: each picture keeps its tokens."""
+    first = tmp_path / "first"
+    source = LGQModel(read_recipe(recipe, []).config()).eval()
+    source.save_pretrained(first)
+    arguments = ["--config", str(recipe), f"start_from={first}", "train_only=decoder", "quantizer.init_method=keep"]
+    arguments += ["model.decoder_num_res_blocks=[1, 1, 3]", "report.checkpoint_every=3"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    main([*arguments, f"output_dir={whole}"])
+    forget_processes()
+    main(arguments)
+    shutil.rmtree(run / "final")
+    shutil.rmtree(run / "checkpoint-00000012")
+    forget_processes()
+    main(arguments)
+    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    ends = [LGQTokenizer.from_pretrained(folder / "final") for folder in (whole, run)]
+    for end in ends:
+        assert torch.equal(end.encode(pictures).image_tokens, source.encode(pictures).image_tokens)
+        assert end.quantizer.temperature == source.quantizer.temperature
+    tensors = [end.state_dict() for end in ends]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    assert not torch.equal(ends[0].decoder.out.weight, source.decoder.out.weight)
+    assert ends[0].decoder.stages[0][2].conv2.weight.any()  # type: ignore[index]
+    results = json.loads((run / "final" / "results.json").read_text())
+    assert results["recipe"]["train_only"] == "decoder"
+    told = f"The decoder alone was trained, and tokens are those of `{tmp_path.name}/first`."
+    assert told in (run / "final" / "README.md").read_text()
+    for change in ("model.distance=cosine", "model.channel_multiplier=[1, 2, 3]"):
+        forget_processes()
+        with pytest.raises(
+            ValueError, match="train_only=decoder keeps the tokens of start_from, and this model has o"
+        ):
+            main([*arguments, f"output_dir={tmp_path / 'other'}", change])
+
+
 def test_a_model_that_was_damaged_on_its_way_from_the_hub_is_not_taken_over(recipe: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshots" / "commit"
     LGQModel(read_recipe(recipe, []).config()).save_pretrained(snapshot)
