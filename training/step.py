@@ -123,6 +123,7 @@ class TrainingStep(BaseStep):
         """
         recipe = self.recipe
         self.values = {}
+        self.model.quantizer.train(self.tokens_learn)  # validation of the model itself leaves it in training mode
         factor = set_learning_rate(self.optimizer, recipe, step)
         settings = recipe.quantizer
         temperature = temperature_at(

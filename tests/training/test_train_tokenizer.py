@@ -253,11 +253,16 @@ def test_a_decoder_learns_alone_and_goes_on(recipe: Path, tmp_path: Path) -> Non
     assert results["recipe"]["train_only"] == "decoder"
     told = f"The decoder alone was trained, and tokens are those of `{tmp_path.name}/first`."
     assert told in (run / "final" / "README.md").read_text()
-    for change in ("model.distance=cosine", "model.channel_multiplier=[1, 2, 3]"):
+    ends[0].save_pretrained(first)
+    LGQImageProcessor(pad_to_multiple_of=4).save_pretrained(first)
+    changes = {
+        "model.distance=cosine": "of start_from, and this model has others: give `model` the fields of its c",
+        "model.channel_multiplier=[1, 2, 3]": "of start_from, and this model has others: give",
+        "processor.image_mean=[0, 0, 0]": r"of start_from, whose processor has image_mean=.*0\.5.*, and this run's has ",
+    }
+    for change, message in changes.items():
         forget_processes()
-        with pytest.raises(
-            ValueError, match="train_only=decoder keeps the tokens of start_from, and this model has o"
-        ):
+        with pytest.raises(ValueError, match=f"train_only=decoder keeps the tokens {message}"):
             main([*arguments, f"output_dir={tmp_path / 'other'}", change])
 
 
@@ -406,6 +411,7 @@ def test_a_network_with_one_more_halving_takes_over_both_halves() -> None:
             assert torch.equal(new.state_dict()[name], tensor), name
 
 
+ATTENTION = {"num_res_blocks": 1, "bottleneck_attention": True}
 VQGAN = {"backbone": "vqgan", "bottleneck_attention": True, "norm_num_groups": 4, "num_mid_blocks": 1}
 
 
@@ -414,7 +420,10 @@ VQGAN = {"backbone": "vqgan", "bottleneck_attention": True, "norm_num_groups": 4
     [
         ({"num_res_blocks": 1}, {"num_res_blocks": 1, "decoder_num_res_blocks": [2, 4]}, 4),
         ({"num_res_blocks": 1}, {"num_res_blocks": 3}, 8),
+        (ATTENTION, ATTENTION | {"num_res_blocks": 2}, 4),
+        (ATTENTION | {"bottleneck_attention": False}, ATTENTION, 2),
         (VQGAN, VQGAN | {"num_res_blocks": 2, "num_mid_blocks": 2}, 6),
+        (VQGAN | {"conv_bias": False}, VQGAN | {"conv_bias": False, "num_res_blocks": 2, "attention_levels": [1]}, 9),
     ],
 )
 def test_a_deeper_network_begins_as_the_shallower_one(
@@ -427,7 +436,7 @@ def test_a_deeper_network_begins_as_the_shallower_one(
     pictures = torch.randn(1, 3, 8, 8)
     assert not torch.equal(deeper.decoder(codes), source.decoder(codes))
     told = take_over(deeper, source.state_dict(), "a folder")
-    assert told.endswith(f"from a folder; {more} residual blocks more begin as the identity")
+    assert told.endswith(f"from a folder; {more} more blocks begin as the identity")
     assert torch.equal(deeper.decoder(codes), source.decoder(codes))
     assert torch.equal(deeper.encoder(pictures), source.encoder(pictures))
     deeper.decoder(codes).square().mean().backward()
