@@ -258,7 +258,7 @@ def test_a_decoder_learns_alone_and_goes_on(recipe: Path, tmp_path: Path) -> Non
     changes = {
         "model.distance=cosine": "of start_from, and this model has others: give `model` the fields of its c",
         "model.channel_multiplier=[1, 2, 3]": "of start_from, and this model has others: give",
-        "processor.image_mean=[0, 0, 0]": r"of start_from, whose processor has image_mean=.*0\.5.*, and this run's has ",
+        "processor.image_mean=[0, 0, 0]": r"of start_from, whose processor has image_mean=.*0\.5.*, and this run's",
     }
     for change, message in changes.items():
         forget_processes()
