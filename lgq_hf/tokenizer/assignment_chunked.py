@@ -22,6 +22,8 @@ _BLOCK_BYTES = {"cpu": 3 * 2**20}
 _BLOCK_BYTES_ELSEWHERE = 256 * 2**20
 # But no block has fewer rows than this, or D: the codes are read once per block. It is then no larger than they are.
 _MIN_ROWS = 32
+# Codes that one product sums over: some CPUs add one term after another, and a million of them in fp32 lose digits.
+_MOST_TERMS = 2**16
 
 
 def chunked_forward(
@@ -39,7 +41,10 @@ def chunked_forward(
     for block, logits in _logits(a_ND, b_KD, x_NC.dtype, distance):
         highest, index_N[block] = logits.max(dim=1)
         e, total = _exponentials(logits, highest, x_NC.dtype)
-        torch.mm(e, centers_KC, out=soft_NC[block]).div_(total[:, None])
+        soft = torch.mm(e[:, :_MOST_TERMS], centers_KC[:_MOST_TERMS], out=soft_NC[block])
+        for start in range(_MOST_TERMS, codes, _MOST_TERMS):
+            soft += e[:, start : start + _MOST_TERMS] @ centers_KC[start : start + _MOST_TERMS]
+        soft.div_(total[:, None])
         peak_N[block] = (torch.linalg.vector_norm(e, dim=1) / total).square()
         lse_N[block] = highest + total.log()
         usage_K.addmv_(e.T, total.reciprocal() / rows)
