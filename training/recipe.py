@@ -146,6 +146,9 @@ class Quantizer:
         init_method: how codes are placed on the latents of `init_pictures` training crops, pooled over all processes;
             `"keep"`: they stay as the model in `start_from` has them.
         init_vectors: at most so many of these latents are used.
+        align_latents: before codes are placed, the projections to and from them are changed so that squared distance
+            between latents is squared error of the picture, see `training.latent_axes`.
+        least_energy: with it, an axis with a smaller share of what changes the picture is spread as if it had it.
         learning_rate_scale: factor on the learning rate of the quantizer's parameters.
         temperature_steps: steps from the first temperature to the last; 0 for all of them.
     """
@@ -153,6 +156,8 @@ class Quantizer:
     init_method: Literal["random", "uniform", "gaussian", "kmeans", "keep"] = "kmeans"
     init_pictures: int = 256
     init_vectors: int = 1_048_576
+    align_latents: bool = False
+    least_energy: Number = 0.0
     learning_rate_scale: Number = 1.0
     temperature_start: Number = 1.0
     temperature_end: Number = 0.1
@@ -164,6 +169,10 @@ class Quantizer:
         for field in ("init_pictures", "init_vectors", "temperature_start", "temperature_end"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"quantizer.{field} must be positive, got {getattr(self, field)}")
+        if not 0 <= self.least_energy < 1 or (self.least_energy and not self.align_latents):
+            raise ValueError(
+                f"quantizer.least_energy must lie in [0, 1) and needs quantizer.align_latents, got {self.least_energy}"
+            )
         if self.temperature_steps < 0 or self.learning_rate_scale < 0:
             raise ValueError("quantizer.temperature_steps and learning_rate_scale must be 0 or more")
 
@@ -217,7 +226,9 @@ class Recipe(RunRecipe):
             `discriminator.safetensors` beside it where this run has one of the same shape. The codebook is placed
             anew, unless `quantizer.init_method` is `"keep"`. `None` for random weights.
         train_only: `"decoder"`: encoder and codebook stay those of `start_from`, so that pictures have the tokens that
-            they had, and the loss is that of the picture alone. `None`: everything learns.
+            they had, and the loss is that of the picture alone. `"autoencoder"`: encoder and decoder, without
+            quantization: what is measured is decoded from latents, and the codebook stays whatever it is, for
+            another run to place. `None`: everything learns.
     """
 
     output_dir: str
@@ -226,7 +237,7 @@ class Recipe(RunRecipe):
     image_size: int
     seed: int = 0
     start_from: str | None = None
-    train_only: Literal["decoder"] | None = None
+    train_only: Literal["decoder", "autoencoder"] | None = None
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     processor: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: Data = dataclasses.field(default_factory=Data)
@@ -245,7 +256,17 @@ class Recipe(RunRecipe):
             raise ValueError("validation.perceptual=lpips-vgg16 needs the files loss.vgg_weights and loss.lpips_heads")
         if self.quantizer.init_method == "keep" and not self.start_from:
             raise ValueError("quantizer.init_method=keep needs start_from: there is no codebook to keep")
-        if self.train_only and self.quantizer.init_method != "keep":
+        if self.train_only == "autoencoder" and self.report.push_to_hub:
+            raise ValueError(
+                "train_only=autoencoder makes no tokenizer: its codes do not fit; leave report.push_to_hub out"
+            )
+        if self.quantizer.align_latents and self.quantizer.init_method == "keep" and self.train_only is None:
+            raise ValueError(
+                "quantizer.align_latents changes the latents, so codes cannot stay: set another init_method"
+            )
+        if self.train_only == "decoder" and self.quantizer.align_latents:
+            raise ValueError("train_only=decoder keeps tokens, and quantizer.align_latents changes them: leave it out")
+        if self.train_only == "decoder" and self.quantizer.init_method != "keep":
             raise ValueError(
                 f"train_only={self.train_only} needs start_from and quantizer.init_method=keep, got "
                 f"init_method={self.quantizer.init_method}: its codebook stays"

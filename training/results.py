@@ -138,7 +138,13 @@ def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool, re
     rows = [f"| {title} | {value} |" for title, value in _measured(last, recipe).values()]
     config, data = results["model"], results["data"]
     start = portable_recipe(recipe)["start_from"]
-    alone = f"The {recipe.train_only} alone was trained, and tokens are those of `{start}`. "
+    alone = {
+        None: "",
+        "decoder": f"The decoder alone was trained, and tokens are those of `{start}`. ",
+        "autoencoder": "Encoder and decoder were trained without quantization, and figures are of pictures decoded "
+        "from latents: its codes do not fit yet, and its tokens mean nothing before another run (`start_from`) has "
+        "placed the codes. ",
+    }
     discriminator = " `discriminator.safetensors` holds the discriminator, to go on training."
     return Template(CARD.read_text()).substitute(
         name=repo_id or Path(recipe.output_dir).resolve().name,
@@ -151,7 +157,7 @@ def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool, re
         best=_best(results, recipe),
         pictures=f"{last.get('pictures', 0):,.0f}",
         image_size=recipe.image_size,
-        alone=alone if recipe.train_only else "",
+        alone=alone[recipe.train_only],
         data=_data(data),
         discriminator=discriminator if has_discriminator else "",
         **run_facts(results, recipe),

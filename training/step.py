@@ -57,12 +57,20 @@ def train_decoder_alone(model: LGQModel) -> None:
     model.quantizer.eval()
 
 
+def train_autoencoder_alone(model: LGQModel) -> None:
+    """The decoder gets latents as they are, here and in the model's copies; the quantizer stops learning."""
+    model.quantizer.requires_grad_(False)
+    model.quantizer.eval()
+    model.quantizer.register_forward_hook(lambda quantizer, inputs, output: output._replace(codes=inputs[0]))
+
+
 class TrainingStep(BaseStep):
     """The networks of a run, their optimizers, and `__call__`: one optimizer step.
 
     Args:
         accelerator: places and wraps the networks; its own mixed precision must be off.
-        model: with its codebook placed, on the device; by `train_decoder_alone`, where the recipe has `train_only`.
+        model: with its codebook placed, on the device; by `train_decoder_alone` or
+            `train_autoencoder_alone`, where the recipe has `train_only`.
         perceptual: a frozen distance `(a, b) -> (B,)` of pictures in [0, 1], or `None`.
         discriminator: on the device, or `None` where the recipe has none.
         mean, std: of the processor, by which the model's pixels become pictures in [0, 1].

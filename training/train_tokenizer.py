@@ -28,6 +28,7 @@ from training.broken import BrokenPictures
 from training.command_line import call
 from training.crops import Crop, center_crop, resized_crop, scaled_crop
 from training.discriminator import PatchDiscriminator
+from training.latent_axes import align_latents, check_alignable, latents_and_gradients
 from training.loader import training_batches, validation_batches
 from training.log import usage_warning
 from training.pictures import open_source
@@ -36,21 +37,26 @@ from training.results import corpus_summary, portable_recipe, write_final
 from training.run import Run
 from training.samples import Batch
 from training.start_from import check_same_pixels, check_same_tokens, take_over
-from training.step import TrainingStep, train_decoder_alone
+from training.step import TrainingStep, train_autoencoder_alone, train_decoder_alone
 from training.validation import HIGHER_IS_BETTER, Validator
+
+ALIGN_PICTURES = 64  # at most so many crops say what latents change
+CODEBOOK_FIGURES = ("codebook_usage", "perplexity", "dead_codes", "tokens")
 
 
 def check_sizes(recipe: Recipe) -> None:
     """Refuses at once what would fail at a later step.
 
     Raises:
-        ValueError: pictures too small, or of a size that the model cannot take.
+        ValueError: pictures too small, or of a size that the model cannot take, or settings that do not fit the model.
         ModuleNotFoundError: naming the extra that validation needs.
     """
     config = recipe.config()
     factor = config.spatial_downsample_factor
     if config.quantizer == "simvq" and not config.learn_projection:
         raise ValueError("model.quantizer=simvq trains with model.learn_projection=true alone")
+    if recipe.quantizer.align_latents:
+        check_alignable(config)
     if recipe.image_size % factor:
         raise ValueError(f"image_size={recipe.image_size} is no multiple of {factor}, the model's downsampling")
     smallest = {"SSIM": 11}
@@ -138,6 +144,8 @@ class TokenizerRun(Run[Recipe]):
             model.gradient_checkpointing_enable()
         if recipe.train_only == "decoder":
             train_decoder_alone(model)
+        elif recipe.train_only == "autoencoder":
+            train_autoencoder_alone(model)
         discriminator = self._discriminator()
         if self.checkpoint is None:
             if recipe.start_from:
@@ -156,7 +164,9 @@ class TokenizerRun(Run[Recipe]):
                 weights = Path(recipe.start_from) / "discriminator.safetensors"
                 if discriminator is not None and weights.is_file():
                     self.accelerator.print(take_over(discriminator, load_file(weights), str(weights)))
-            if recipe.quantizer.init_method != "keep":
+            if recipe.quantizer.align_latents:
+                self._align_latents(model)
+            if recipe.quantizer.init_method != "keep" and recipe.train_only is None:
                 self._place_codebook(model)
         self.perceptual = self._perceptual(recipe.loss.perceptual)
         mean, std = (list(getattr(self.processor, name)) for name in ("image_mean", "image_std"))
@@ -178,17 +188,28 @@ class TokenizerRun(Run[Recipe]):
         network = build_perceptual(name, vgg_weights=loss.vgg_weights, heads=loss.lpips_heads)  # type: ignore[arg-type]
         return network.to(self.accelerator.device)
 
+    def _first_crops(self, count: int) -> Iterator[Tensor]:
+        """`pixel_values` of at least `count` of the first training crops, over all processes, in passes."""
+        batches = self.batches(start=0, num_workers=0)
+        for _ in range(math.ceil(count / (self.micro_batch_size * self.accelerator.num_processes))):
+            yield next(batches).pixel_values.to(self.accelerator.device)
+
+    def _align_latents(self, model: LGQModel) -> None:
+        """Changes latents by the first training crops, pooled over all processes, and says what it found."""
+        generator = torch.Generator().manual_seed(self.recipe.seed + self.accelerator.process_index)
+        count = min(self.recipe.quantizer.init_pictures, ALIGN_PICTURES)
+        pairs = [latents_and_gradients(model, pixels, generator) for pixels in self._first_crops(count)]
+        latents, gradients = (self.accelerator.gather(torch.cat(rows)) for rows in zip(*pairs, strict=True))
+        shares = align_latents(model, latents, gradients, float(self.recipe.quantizer.least_energy))
+        told = ", ".join(f"{share:.1%}" if share >= 0.001 else f"{share:.0e}" for share in shares)
+        self.accelerator.print(f"of what changes the picture, the latents' axes had {told}")
+
     @torch.no_grad()
     def _place_codebook(self, model: LGQModel) -> None:
         """Places the codebook on the latents of the first training crops, pooled over all processes in their order."""
         settings = self.recipe.quantizer
-        together = self.micro_batch_size * self.accelerator.num_processes
-        latents = []
-        batches = self.batches(start=0, num_workers=0)
-        for _ in range(math.ceil(settings.init_pictures / together)):
-            pixels = next(batches).pixel_values.to(self.accelerator.device)
-            latents.append(self.accelerator.gather(model.latents(pixels)))
-        pool = torch.cat(latents)
+        crops = self._first_crops(settings.init_pictures)
+        pool = torch.cat([self.accelerator.gather(model.latents(pixels)) for pixels in crops])
         rows_per_picture = pool.shape[2] * pool.shape[3]
         pool = pool[: max(1, settings.init_vectors // rows_per_picture)]
         model.quantizer.init_from(pool, settings.init_method, torch.Generator().manual_seed(self.recipe.seed))
@@ -232,6 +253,8 @@ class TokenizerRun(Run[Recipe]):
     def window(self) -> tuple[dict[str, float], list[str]]:
         """Losses and the codebook's use, and a warning where it collapses."""
         values, counts = self.step.take_window()
+        if self.recipe.train_only == "autoencoder":
+            return values, []
         statistics = codebook_statistics(counts)
         warning = usage_warning(int(statistics["codes_used"]), int(statistics["tokens"]), counts.shape[0])
         names = ("perplexity", "dead_codes", "tokens")
@@ -240,9 +263,10 @@ class TokenizerRun(Run[Recipe]):
 
     def postfix(self, row: dict[str, float]) -> dict[str, str]:
         """Loss, codes in use, pictures a second."""
+        used = {"used": f"{100 * row['codebook_usage']:.0f}%"} if "codebook_usage" in row else {}
         return {
             "loss": f"{row['loss']:.4g}",
-            "used": f"{100 * row['codebook_usage']:.0f}%",
+            **used,
             "pictures/s": f"{row['pictures_per_second']:.3g}",
         }
 
@@ -260,7 +284,10 @@ class TokenizerRun(Run[Recipe]):
 
     def measure(self) -> tuple[dict[str, float], Image.Image | None]:
         """Metrics of reconstructions, and a sheet of them."""
-        return self.validator(self.step.published)
+        values, sheet = self.validator(self.step.published)
+        if self.recipe.train_only == "autoencoder":  # tokens are of codes that nothing was decoded from
+            values = {name: value for name, value in values.items() if name not in CODEBOOK_FIGURES}
+        return values, sheet
 
     def save_published(self, folder: Path) -> None:
         """Model and image processor."""

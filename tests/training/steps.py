@@ -20,7 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from lgq_hf import LGQConfig, LGQModel
 from training.discriminator import PatchDiscriminator
 from training.recipe import Recipe, recipe_from
-from training.step import TrainingStep, train_decoder_alone
+from training.step import TrainingStep, train_autoencoder_alone, train_decoder_alone
 
 STEPS = 6
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "training" / "golden_curve.json"
@@ -85,8 +85,10 @@ def make(
     model = LGQModel(LGQConfig(**recipe.model)).to(dtype).train()
     if dtype == torch.float64:
         model.quantizer.double()
-    if recipe.train_only:
+    if recipe.train_only == "decoder":
         train_decoder_alone(model)
+    elif recipe.train_only == "autoencoder":
+        train_autoencoder_alone(model)
     accelerator = Accelerator(cpu=cpu, mixed_precision="no")
     model = model.to(accelerator.device)
     settings = recipe.discriminator

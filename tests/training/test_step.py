@@ -185,6 +185,33 @@ def test_a_decoder_that_learns_alone_learns_from_the_picture(monkeypatch: pytest
     assert "straight_through_gain" not in row
 
 
+@pytest.mark.parametrize("fields", [{}, {"code_dim": 4, "dead_code_threshold": 0.5}])
+def test_an_autoencoder_that_learns_alone_passes_the_codes_by(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = steps.changed(
+        train_only="autoencoder", optimizer={"max_grad_norm": 1e9}, discriminator=NO_GAN, model=fields
+    )
+    step = steps.make(recipe, dtype=torch.float64)
+    codes = {name: tensor.clone() for name, tensor in step.model.quantizer.state_dict().items()}
+    rows = steps.run(step, steps.pictures(torch.float64), 4)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert not {"embedding_loss", "usage_loss", "temperature"} & rows[0].keys()
+    for model in (step.model, step.published):
+        assert all(torch.equal(tensor, codes[name]) for name, tensor in model.quantizer.state_dict().items())
+        pixels = steps.pictures(torch.float64)[0]
+        encoded = model.encode(pixels)  # what validation decodes
+        assert torch.equal(encoded.quantized_last_hidden_state, encoded.last_hidden_state)
+    monkeypatch.setattr("training.base_step.step_unless", lambda skip, optimizer: None)  # gradients stay
+    step([pixels], len(rows), measure=True)
+    decoded = step.model.decode_codes(step.model.latents(pixels)).decoded_pixel_values
+    parameters = [*step.model.encoder.parameters(), *step.model.decoder.parameters()]
+    wanted = torch.autograd.grad(pixel_loss("l1", decoded, pixels), parameters)
+    for parameter, gradient in zip(parameters, wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+    assert "straight_through_gain" not in step.take_window()[0]
+
+
 def test_without_power_iteration_the_model_gradient_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = steps.changed(
         optimizer={"max_grad_norm": 1e9},

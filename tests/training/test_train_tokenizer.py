@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -264,6 +265,82 @@ def test_a_decoder_learns_alone_and_goes_on(recipe: Path, tmp_path: Path) -> Non
         forget_processes()
         with pytest.raises(ValueError, match=f"train_only=decoder keeps the tokens {message}"):
             main([*arguments, f"output_dir={tmp_path / 'other'}", change])
+
+
+def test_an_autoencoder_learns_without_its_codes_and_gets_them_in_the_next_run(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped and resumed, and then quantized by another recipe."""
+    projected = ["model.code_dim=4", "discriminator.weight=0", "model.latent_group_norm=false"]
+    common = ["--config", str(recipe), *projected, "report.checkpoint_every=3"]
+    alone = [*common, "train_only=autoencoder", "quantizer.align_latents=true", "quantizer.least_energy=0.05"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    main([*alone, f"output_dir={whole}"])
+    assert capsys.readouterr().out.count("of what changes the picture, the latents' axes had ") == 1
+    forget_processes()
+    main(alone)
+    shutil.rmtree(run / "final")
+    shutil.rmtree(run / "checkpoint-00000012")
+    forget_processes()
+    main(alone)
+    assert_same_run(whole, run, "model.safetensors")
+    begun = LGQModel(read_recipe(recipe, projected).config()).quantizer.state_dict()
+    model = LGQTokenizer.from_pretrained(run / "final")
+    assert begun.keys() == model.quantizer.state_dict().keys()
+    results = json.loads((run / "final" / "results.json").read_text())
+    assert not {"codebook_usage", "perplexity", "tokens"} & results["validation"][-1].keys()
+    assert not {"codebook_usage", "dead_codes", "embedding_loss"} & read_csv(run / "training.csv")[-1].keys()
+    card = (run / "final" / "README.md").read_text()
+    assert "its tokens mean nothing before another run" in card and "codes used" not in card
+    forget_processes()
+    capsys.readouterr()
+    quantized = tmp_path / "quantized"
+    more = [f"start_from={run / 'final'}", f"output_dir={quantized}", "optimizer.learning_rate=1e-12"]
+    main([*common, *more, "quantizer.align_latents=true", "quantizer.learning_rate_scale=0", "optimizer.ema_decay=0"])
+    assert "the latents' axes had " in capsys.readouterr().out
+    end = LGQTokenizer.from_pretrained(quantized / "final")
+    pictures = torch.rand(4, 3, 32, 32) * 2 - 1
+    latents = [one.latents(pictures) for one in (model, end)]
+    decoded = [one.decode_codes(z).decoded_pixel_values for one, z in zip((model, end), latents, strict=True)]
+    torch.testing.assert_close(*decoded, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(*latents, rtol=0.1, atol=0.1)
+    error = (end.quantizer(latents[1]).codes - latents[1]).square().mean()
+    assert error < 0.2 * latents[1].var()  # the codes lie where the latents are
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ["quantizer.align_latents=true", "model.distance=cosine"],
+            "quantizer.align_latents is for one codebook of vectors with model.code_dim",
+        ),
+        (
+            ["quantizer.align_latents=true", "quantizer.init_method=keep", "start_from=a/folder"],
+            "quantizer.align_latents changes the latents, so codes cannot stay: set another init_method",
+        ),
+        (
+            [
+                "train_only=decoder",
+                "quantizer.align_latents=true",
+                "quantizer.init_method=keep",
+                "start_from=a/folder",
+            ],
+            "train_only=decoder keeps tokens, and quantizer.align_latents changes them",
+        ),
+        (
+            ["quantizer.least_energy=0.1"],
+            "quantizer.least_energy must lie in .0, 1. and needs quantizer.align_latents",
+        ),
+        (
+            ["train_only=autoencoder", "report.push_to_hub=org/name", "report.license=mit"],
+            "train_only=autoencoder makes no tokenizer",
+        ),
+    ],
+)
+def test_what_does_not_go_with_latents_that_change(recipe: Path, change: list[str], message: str) -> None:
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        main(["--config", str(recipe), *change])
 
 
 def test_a_model_that_was_damaged_on_its_way_from_the_hub_is_not_taken_over(recipe: Path, tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""The axes of the latents, at the scale of what they change in the picture.
+
+A codebook spends its codes by squared distance between latents. Training may leave channels that no code varies in:
+the decoder never hears of them, so the encoder has no reason to fill them. Where latents are decoded without being
+quantized (`train_only: autoencoder`) all channels come to be used, at scales that say nothing of their worth.
+`align_latents` gives them the scale of the pixels that they change, so that codes go where the picture's error is.
+"""
+
+import torch
+from torch import Tensor
+
+from lgq_hf import LGQConfig, LGQModel
+
+SMALLEST = 1e-12  # of the largest eigenvalue: below it lies rounding
+
+
+def check_alignable(config: LGQConfig) -> None:
+    """Refuses models whose codes are not compared by squared distance, or that have no projections.
+
+    Raises:
+        ValueError: saying what the model has.
+    """
+    vectors = config.quantizer in ("lgq", "vq") and config.codebook_mode == "vector" and not config.learn_widths
+    if not vectors or config.distance not in ("sq_l2", "l2") or config.code_dim is None:
+        raise ValueError(
+            "quantizer.align_latents is for one codebook of vectors with model.code_dim, compared by distance sq_l2 "
+            f"or l2 without widths; got quantizer={config.quantizer}, codebook_mode={config.codebook_mode}, "
+            f"distance={config.distance}, code_dim={config.code_dim}, learn_widths={config.learn_widths}"
+        )
+
+
+def latents_and_gradients(
+    model: LGQModel, pixel_values: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Latents of pictures (B, 3, H, W) as rows (N, C), and as rows the gradient of a random sum of decoded pixels.
+
+    The weights of that sum are independent and normal, so the gradients' second moment is the mean of J^T J over rows,
+    J the derivative of all pixels by one row.
+    """
+    with torch.no_grad():
+        latents = model.latents(pixel_values)
+    latents.requires_grad_()
+    decoded = model.decode_codes(latents).decoded_pixel_values
+    noise = torch.randn(decoded.shape, generator=generator).to(decoded)
+    (gradient,) = torch.autograd.grad((decoded * noise).sum(), latents)
+    rows, slopes = (one.detach().permute(0, 2, 3, 1).flatten(0, 2).double() for one in (latents, gradient))
+    return rows, slopes
+
+
+def energies(latents_NC: Tensor, gradients_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How much each axis of the latents changes the picture.
+
+    Args:
+        latents_NC, gradients_NC: from `latents_and_gradients`.
+
+    Returns:
+        The axes' energies (C,), ascending: the expected squared change of the pixels, to first order, where the axis
+        varies by its own spread; the map (C, C) from centred latents to these axes, uncorrelated and of variance 1;
+        and the latents' mean (C,).
+    """
+    mean = latents_NC.mean(0)
+    variances, basis = torch.linalg.eigh(torch.cov(latents_NC.T).reshape(len(mean), -1))
+    spreads = variances.clamp_min(SMALLEST * variances[-1]).sqrt()
+    slopes = gradients_NC @ (basis * spreads)  # by whitened axes
+    found, rotation = torch.linalg.eigh(slopes.T @ slopes / len(slopes))
+    return found.clamp_min(SMALLEST * found[-1]), rotation.T @ (basis / spreads).T, mean
+
+
+@torch.no_grad()
+def align_latents(model: LGQModel, latents_NC: Tensor, gradients_NC: Tensor, least_energy: float = 0.0) -> list[float]:
+    """Changes the projections before and after the codes so that squared distance is squared error of the picture.
+
+    Afterwards latents have mean 0, their axes are uncorrelated, and to first order the same squared distance between
+    latents changes the picture by the same squared error, whichever way it points. Their variances add up to what they
+    did, and what is decoded from latents is the same. The codes must be placed anew.
+
+    Args:
+        model: with `code_dim`, so that it has projections.
+        latents_NC, gradients_NC: from `latents_and_gradients`, of many pictures.
+        least_energy: an axis with a smaller share of all energy gets the spread of this share nevertheless: a start
+            for channels that nothing comes through, where the decoder shall learn to hear them.
+
+    Returns:
+        Each axis' share of the energy, largest first.
+    """
+    found, to_axes, mean = energies(latents_NC, gradients_NC)
+    spread = torch.maximum(found, least_energy * found.sum())
+    total = torch.cov(latents_NC.T).reshape(len(mean), -1).trace()
+    there = (spread * total / spread.sum()).sqrt()[:, None] * to_axes
+    projections = [list(one.parameters()) for one in (model.pre_quant, model.post_quant)]  # weights and biases
+    (into, into_bias), (out, out_bias) = ([weight[:, :, 0, 0].double(), bias.double()] for weight, bias in projections)
+    changed = (
+        (there @ into, there @ (into_bias - mean)),
+        (out @ torch.linalg.inv(there), out_bias + out @ mean),
+    )
+    for (weight, bias), (new_weight, new_bias) in zip(projections, changed, strict=True):
+        weight.copy_(new_weight[:, :, None, None])
+        bias.copy_(new_bias)
+    return (found / found.sum()).flip(0).tolist()
