@@ -28,6 +28,7 @@ from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import EfficientNetDistance
 from lgq_hf.tokens.encoding import Preprocessing
 from lgq_hf.tokens.sources import open_source
+from training.latent_axes import energies, is_alignable, latents_and_gradients
 
 SIDE = 256
 BATCH = 4
@@ -73,6 +74,24 @@ def speed(model: LGQModel) -> dict[str, float]:
     }
 
 
+def latent_axes(checkpoint: Checkpoint, draws: int = 16) -> list[float] | None:
+    """Shares of the latents' axes in what changes all photographs, largest first; `None` where axes mean nothing.
+
+    See `training.latent_axes.energies`: gradients of `draws` random sums of each picture's pixels, seed 0.
+    """
+    model = checkpoint.model
+    if not is_alignable(model.config):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for name in SETS["all_photographs"]:
+        pixels = checkpoint.processor(photographs.load(name, SIDE), return_tensors="pt")["pixel_values"]
+        pairs += [latents_and_gradients(model, pixels, generator) for _ in range(draws)]
+    latents, gradients = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+    found = energies(latents, gradients)[0]
+    return (found / found.sum()).flip(0).tolist()
+
+
 def measure(source: str, corpus: Path | None) -> dict[str, Any]:
     """Everything that the result file holds, apart from its provenance."""
     checkpoint = load_checkpoint(source, "cpu")
@@ -98,7 +117,7 @@ def measure(source: str, corpus: Path | None) -> dict[str, Any]:
     if corpus is not None:
         result["corpus_test"] = evaluated(corpus / "images" / "test")
         result["stamps"] = evaluated(corpus / STAMPS)
-    return result | described(checkpoint)
+    return result | described(checkpoint) | {"latent_axes": latent_axes(checkpoint)}
 
 
 def described(checkpoint: Checkpoint) -> dict[str, Any]:

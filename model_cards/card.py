@@ -142,6 +142,18 @@ def codebook_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def axes_line(result: dict[str, Any]) -> str:
+    """How much of what changes the photographs each axis of the latents has; "" where it was not measured."""
+    shares = result.get("latent_axes")
+    if not shares:
+        return ""
+    told = ", ".join(f"{share:.1%}" if share >= 0.0005 else f"{100 * share:.0e} %" for share in shares)
+    return (
+        f"The latents' {len(shares)} axes: of what changes the photographs, to first order, they have {told} "
+        "(training/latent_axes.py). An axis with next to nothing is a channel that no code uses.\n\n"
+    )
+
+
 def speed_line(result: dict[str, Any]) -> str:
     """Pictures a second, with the hardware."""
     speed, hardware = result["speed"], result["hardware"]
@@ -250,6 +262,7 @@ def render_card(name: str) -> str:
         baselines=baselines_part(result, words.get("baselines", {}), words.get("baselines_budget", BUDGET)),
         frechet=frechet_line({"": result}),
         codebook=codebook_table(result),
+        axes=axes_line(result),
         speed=speed_line(result),
         provenance=provenance_line(result),
         size=result["protocol"]["size"],

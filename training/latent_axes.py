@@ -14,14 +14,19 @@ from lgq_hf import LGQConfig, LGQModel
 SMALLEST = 1e-12  # of the largest eigenvalue: below it lies rounding
 
 
+def is_alignable(config: LGQConfig) -> bool:
+    """Whether a model has one codebook of vectors, compared by squared distance, and projections to and from it."""
+    vectors = config.quantizer in ("lgq", "vq") and config.codebook_mode == "vector" and not config.learn_widths
+    return vectors and config.distance in ("sq_l2", "l2") and config.code_dim is not None
+
+
 def check_alignable(config: LGQConfig) -> None:
-    """Refuses models whose codes are not compared by squared distance, or that have no projections.
+    """Refuses models that `is_alignable` is not true of.
 
     Raises:
         ValueError: saying what the model has.
     """
-    vectors = config.quantizer in ("lgq", "vq") and config.codebook_mode == "vector" and not config.learn_widths
-    if not vectors or config.distance not in ("sq_l2", "l2") or config.code_dim is None:
+    if not is_alignable(config):
         raise ValueError(
             "quantizer.align_latents is for one codebook of vectors with model.code_dim, compared by distance sq_l2 "
             f"or l2 without widths; got quantizer={config.quantizer}, codebook_mode={config.codebook_mode}, "

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import checkpoint, photographs
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
@@ -40,9 +41,33 @@ def test_all_that_a_card_says_is_measured(model: Path, tmp_path: Path, monkeypat
         4,
         "lgq",
     )
+    assert result["latent_axes"] is None  # no projection in front of the codes
+    assert card.axes_line(result) == ""
     # as `lgq evaluate` has it
     source = open_source(str(tmp_path / "images" / "test"), kind="folder")
     settings = Settings(preprocessing=Preprocessing(size=256), batch_size=4)
     metrics = evaluate_tokenizer(load_checkpoint(str(model), "cpu"), source, settings, EfficientNetLite0())["metrics"]
     for name in ("psnr", "ssim", "frechet_distance", "codes_used"):
         assert result["corpus_test"][name] == pytest.approx(metrics[name], rel=1e-4), name
+
+
+def test_axes_that_nothing_comes_through_are_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "SETS", {"all_photographs": photographs.NAMED[:2]})
+    torch.manual_seed(0)
+    made = LGQModel(LGQConfig(**LGQModel.from_pretrained(model).config.to_diff_dict() | {"code_dim": 4}))
+    with torch.no_grad():
+        made.pre_quant.weight.copy_(torch.randn_like(made.pre_quant.weight))
+        made.post_quant.weight[:, 2] = 0
+    made.save_pretrained(model)
+    loaded = load_checkpoint(str(model), "cpu")
+    shares = checkpoint.latent_axes(loaded, draws=4)
+    assert shares is not None
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+    assert shares[2] > 1e-4
+    assert shares[3] < 1e-9
+    assert shares == checkpoint.latent_axes(loaded, draws=4)
+    line = card.axes_line({"latent_axes": shares})
+    assert line.startswith(
+        f"The latents' 4 axes: of what changes the photographs, to first order, they have {shares[0]:.1%}, "
+    )
