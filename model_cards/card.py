@@ -150,7 +150,7 @@ def axes_line(result: dict[str, Any]) -> str:
     told = ", ".join(f"{share:.1%}" if share >= 0.0005 else f"{100 * share:.0e} %" for share in shares)
     return (
         f"The latents' {len(shares)} axes: of what changes the photographs, to first order, they have {told} "
-        "(training/latent_axes.py). An axis with next to nothing is a channel that no code uses.\n\n"
+        "before quantization (training/latent_axes.py). Codes cannot say more than what is there.\n\n"
     )
 
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from lgq_hf import LGQConfig, LGQModel
 
 SMALLEST = 1e-12  # of the largest eigenvalue: below it lies rounding
+LEAST_ENERGY = (
+    1e-6  # of all energy: spread by less, an axis would need weights without bound
+)
 
 
 def is_alignable(config: LGQConfig) -> bool:
@@ -20,15 +23,15 @@ def is_alignable(config: LGQConfig) -> bool:
     return vectors and config.distance in ("sq_l2", "l2") and config.code_dim is not None
 
 
-def check_alignable(config: LGQConfig) -> None:
-    """Refuses models that `is_alignable` is not true of.
+def check_alignable(config: LGQConfig, field: str) -> None:
+    """Refuses models that `is_alignable` is not true of, for a field of a recipe.
 
     Raises:
         ValueError: saying what the model has.
     """
     if not is_alignable(config):
         raise ValueError(
-            "quantizer.align_latents is for one codebook of vectors with model.code_dim, compared by distance sq_l2 "
+            f"{field} is for one codebook of vectors with model.code_dim, compared by distance sq_l2 "
             f"or l2 without widths; got quantizer={config.quantizer}, codebook_mode={config.codebook_mode}, "
             f"distance={config.distance}, code_dim={config.code_dim}, learn_widths={config.learn_widths}"
         )
@@ -62,12 +65,17 @@ def energies(latents_NC: Tensor, gradients_NC: Tensor) -> tuple[Tensor, Tensor, 
         The axes' energies (C,), ascending: the expected squared change of the pixels, to first order, where the axis
         varies by its own spread; the map (C, C) from centred latents to these axes, uncorrelated and of variance 1;
         and the latents' mean (C,).
+
+    Raises:
+        ValueError: latents that are all the same, or that the decoder makes nothing of.
     """
     mean = latents_NC.mean(0)
     variances, basis = torch.linalg.eigh(torch.cov(latents_NC.T).reshape(len(mean), -1))
     spreads = variances.clamp_min(SMALLEST * variances[-1]).sqrt()
     slopes = gradients_NC @ (basis * spreads)  # by whitened axes
     found, rotation = torch.linalg.eigh(slopes.T @ slopes / len(slopes))
+    if not (variances[-1] > 0 and found[-1] > 0):
+        raise ValueError("latents have no axes: they are all the same, or the decoder makes nothing of them")
     return found.clamp_min(SMALLEST * found[-1]), rotation.T @ (basis / spreads).T, mean
 
 
@@ -82,14 +90,14 @@ def align_latents(model: LGQModel, latents_NC: Tensor, gradients_NC: Tensor, lea
     Args:
         model: with `code_dim`, so that it has projections.
         latents_NC, gradients_NC: from `latents_and_gradients`, of many pictures.
-        least_energy: an axis with a smaller share of all energy gets the spread of this share nevertheless: a start
-            for channels that nothing comes through, where the decoder shall learn to hear them.
+        least_energy: an axis with a smaller share of all energy is spread as one with this share would be: a start for
+            channels that nothing comes through, where the decoder shall learn to hear them. 1e-6 at least.
 
     Returns:
         Each axis' share of the energy, largest first.
     """
     found, to_axes, mean = energies(latents_NC, gradients_NC)
-    spread = torch.maximum(found, least_energy * found.sum())
+    spread = torch.maximum(found, max(least_energy, LEAST_ENERGY) * found.sum())
     total = torch.cov(latents_NC.T).reshape(len(mean), -1).trace()
     there = (spread * total / spread.sum()).sqrt()[:, None] * to_axes
     projections = [list(one.parameters()) for one in (model.pre_quant, model.post_quant)]  # weights and biases

@@ -228,7 +228,8 @@ class Recipe(RunRecipe):
         train_only: `"decoder"`: encoder and codebook stay those of `start_from`, so that pictures have the tokens that
             they had, and the loss is that of the picture alone. `"autoencoder"`: encoder and decoder, without
             quantization: what is measured is decoded from latents, and the codebook stays whatever it is, for
-            another run to place. `None`: everything learns.
+            another run to place; what a recipe says of the codebook and of temperatures has no effect.
+            `None`: everything learns.
     """
 
     output_dir: str

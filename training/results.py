@@ -21,6 +21,10 @@ from training.published import portable, run_facts, write_records
 from training.recipe import Recipe
 
 CARD = Path(__file__).parent / "card.template.md"
+WITHOUT_CODES = (
+    "**This is no tokenizer yet.** It was trained without quantization, its figures are of pictures decoded from "
+    "latents, and its tokens mean nothing before another run (`start_from`) has placed the codes.\n\n"
+)
 
 
 def corpus_summary(corpus: Path, repeat: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -141,9 +145,7 @@ def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool, re
     alone = {
         None: "",
         "decoder": f"The decoder alone was trained, and tokens are those of `{start}`. ",
-        "autoencoder": "Encoder and decoder were trained without quantization, and figures are of pictures decoded "
-        "from latents: its codes do not fit yet, and its tokens mean nothing before another run (`start_from`) has "
-        "placed the codes. ",
+        "autoencoder": "Encoder and decoder were trained without quantization. ",
     }
     discriminator = " `discriminator.safetensors` holds the discriminator, to go on training."
     return Template(CARD.read_text()).substitute(
@@ -158,6 +160,7 @@ def card(results: dict[str, Any], recipe: Recipe, *, has_discriminator: bool, re
         pictures=f"{last.get('pictures', 0):,.0f}",
         image_size=recipe.image_size,
         alone=alone[recipe.train_only],
+        warning=WITHOUT_CODES if recipe.train_only == "autoencoder" else "",
         data=_data(data),
         discriminator=discriminator if has_discriminator else "",
         **run_facts(results, recipe),

@@ -56,7 +56,9 @@ def check_sizes(recipe: Recipe) -> None:
     if config.quantizer == "simvq" and not config.learn_projection:
         raise ValueError("model.quantizer=simvq trains with model.learn_projection=true alone")
     if recipe.quantizer.align_latents:
-        check_alignable(config)
+        check_alignable(config, "quantizer.align_latents")
+    if recipe.train_only == "autoencoder":  # others bound or normalise what the decoder gets
+        check_alignable(config, "train_only=autoencoder")
     if recipe.image_size % factor:
         raise ValueError(f"image_size={recipe.image_size} is no multiple of {factor}, the model's downsampling")
     smallest = {"SSIM": 11}

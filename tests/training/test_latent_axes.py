@@ -123,7 +123,30 @@ def test_what_cannot_be_aligned(fields: dict[str, Any]) -> None:
     if "quantizer" in fields:
         fields = {"lambda_usage": 0.005, "lambda_peak": 0.005, "lambda_floor": 0.0, "min_perplexity": 0.0} | fields
     named = ", ".join(f"{name}={value}" for name, value in fields.items() if name in ("distance", "learn_widths"))
-    with pytest.raises(ValueError, match=f"align_latents is for one codebook of vectors .*got quantizer=.*{named}"):
-        check_alignable(LGQConfig(**{**FIELDS, **fields}))
-    check_alignable(LGQConfig(**FIELDS))
-    check_alignable(LGQConfig(**{**FIELDS, "distance": "l2"}))
+    with pytest.raises(ValueError, match=f"^a.field is for one codebook of vectors .*got quantizer=.*{named}"):
+        check_alignable(LGQConfig(**{**FIELDS, **fields}), "a.field")
+    check_alignable(LGQConfig(**FIELDS), "a.field")
+    check_alignable(LGQConfig(**{**FIELDS, "distance": "l2"}), "a.field")
+
+
+def test_in_single_precision_an_axis_that_nothing_comes_through_stays_small(model: LGQModel) -> None:
+    model.float()
+    with torch.no_grad():
+        model.post_quant.weight[:, 3] = 0
+    before = copy.deepcopy(model)
+    pixels = pictures(32).float()
+    latents, gradients = latents_and_gradients(model, pixels, torch.Generator().manual_seed(2))
+    align_latents(model, latents, gradients)
+    pairs = [one.decode_codes(one.latents(pixels[:3])).decoded_pixel_values for one in (before, model)]
+    torch.testing.assert_close(*pairs, rtol=1e-3, atol=1e-4)
+    variances = torch.cov(latents_and_gradients(model, pixels)[0].T).diagonal()
+    assert float(variances.min() / variances.sum()) == pytest.approx(1e-6, rel=0.01)
+    assert all(parameter.abs().max() < 1e4 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("part", ["pre_quant", "post_quant"])
+def test_latents_without_axes_are_refused(model: LGQModel, part: str) -> None:
+    with torch.no_grad():
+        getattr(model, part).weight.zero_()
+    with pytest.raises(ValueError, match="latents have no axes: they are all the same, or the decoder makes nothing"):
+        align_latents(model, *measured(model))
