@@ -12,9 +12,7 @@ from torch import Tensor
 from lgq_hf import LGQConfig, LGQModel
 
 SMALLEST = 1e-12  # of the largest eigenvalue: below it lies rounding
-LEAST_ENERGY = (
-    1e-6  # of all energy: spread by less, an axis would need weights without bound
-)
+LEAST_ENERGY = 1e-6  # of all energy: spread by less, an axis would need weights without bound
 
 
 def is_alignable(config: LGQConfig) -> bool:
