@@ -33,7 +33,7 @@ from training.loader import training_batches, validation_batches
 from training.log import usage_warning
 from training.pictures import open_source
 from training.recipe import Data, Recipe, read_recipe
-from training.results import corpus_summary, portable_recipe, write_final
+from training.results import WITHOUT_CODES, corpus_summary, portable_recipe, write_final
 from training.run import Run
 from training.samples import Batch
 from training.start_from import check_same_pixels, check_same_tokens, take_over
@@ -292,9 +292,11 @@ class TokenizerRun(Run[Recipe]):
         return values, sheet
 
     def save_published(self, folder: Path) -> None:
-        """Model and image processor."""
+        """Model and image processor, and of an autoencoder the word that it is no tokenizer yet."""
         self.step.published.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        if self.recipe.train_only == "autoencoder":
+            (folder / "README.md").write_text(WITHOUT_CODES)
 
     def write_final(self, folder: Path, results: dict[str, Any]) -> None:
         """See `training.results`."""

@@ -293,7 +293,9 @@ def test_an_autoencoder_learns_without_its_codes_and_gets_them_in_the_next_run(
     assert not {"codebook_usage", "perplexity", "tokens"} & results["validation"][-1].keys()
     assert not {"codebook_usage", "dead_codes", "embedding_loss"} & read_csv(run / "training.csv")[-1].keys()
     card = (run / "final" / "README.md").read_text()
-    assert "its tokens mean nothing before another run" in card and "codes used" not in card
+    kept = (run / "best" / "README.md").read_text()
+    assert all("its tokens mean nothing before another run" in text for text in (card, kept))
+    assert "codes used" not in card
     forget_processes()
     monkeypatch.undo()
     capsys.readouterr()
