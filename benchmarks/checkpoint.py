@@ -22,12 +22,12 @@ import torch
 from benchmarks import photographs
 from benchmarks.results_file import write_result
 from lgq_hf import LGQModel, default_checkpoint
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import EfficientNetDistance
-from lgq_hf.tokens.encoding import Preprocessing
-from lgq_hf.tokens.sources import open_source
 from training.latent_axes import energies, is_alignable, latents_and_gradients
 
 SIDE = 256

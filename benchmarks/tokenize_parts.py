@@ -15,14 +15,15 @@ from PIL import Image
 from benchmarks import photographs
 from benchmarks.rounds import Row
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
-from lgq_hf.checkpoint import Checkpoint, find_checkpoint
-from lgq_hf.tokens.encoding import Encoding, Preprocessing, cut_views
+from lgq_hf.checkpoint.loading import Checkpoint, find_checkpoint
+from lgq_hf.images.loading import chunks
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing, cut_views
+from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.engine import FileMaker, Job
 from lgq_hf.tokens.features import token_features
-from lgq_hf.tokens.loading import chunks
 from lgq_hf.tokens.plan import file_names, make_plan
 from lgq_hf.tokens.shards import Folder, write_shard
-from lgq_hf.tokens.sources import open_source
 
 JPEG_SIZE, QUALITY = (500, 375), 95
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import photographs
 from lgq_hf import default_checkpoint
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.cli.main import main as lgq
 
 HERE = Path(__file__).parent

@@ -24,17 +24,17 @@ METRICS = ("reconstruction", "perceptual", "frechet", "precision_recall", "agree
 GROUPS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "Tokenizer": {
         "lgq_hf": None,
-        "lgq_hf.checkpoint": ("load_checkpoint", "Checkpoint", "find_checkpoint", "Reference"),
+        "lgq_hf.checkpoint.loading": ("load_checkpoint", "Checkpoint", "find_checkpoint", "Reference"),
     },
     "Tokens": {"lgq_hf.tokens": None},
     "Generation": {"lgq_hf.generation": None},
     "Evaluation": {"lgq_hf.evaluation": None},
     "Metrics": {f"lgq_hf.metrics.{name}": None for name in (*METRICS, "extractors", "efficientnet", "inception")},
     "Assignment ops": {"lgq_hf.tokenizer.assignment": None},
-    "Export": {"lgq_hf.export": ("export_onnx", "export_pt2", "export_programs")},
+    "Export": {"lgq_hf.export.onnx": ("export_onnx", "export_pt2", "export_programs")},
     "Publishing": {
-        "lgq_hf.publishable": ("check_publishable", "Publication"),
-        "lgq_hf.hub": ("push", "Pushed"),
+        "lgq_hf.hub.publishable": ("check_publishable", "Publication"),
+        "lgq_hf.hub.push": ("push", "Pushed"),
     },
 }
 INTRODUCTION = """# API reference

@@ -1,14 +1,21 @@
 """Files and folders that are either whole or not there; the hash of a file, and an error in one line."""
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+
+
+def canonical_sha256(content: Mapping[str, Any]) -> str:
+    """sha256 (hex) over JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:
@@ -124,4 +131,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     _fsync(path.parent)
 
 
-__all__ = ["atomic_file", "atomic_folder", "file_sha256", "new_folder", "one_line", "temporary_name"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "canonical_sha256",
+    "file_sha256",
+    "new_folder",
+    "one_line",
+    "temporary_name",
+]

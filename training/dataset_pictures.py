@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from lgq_hf.stored_pictures import Stored, read_stored, undecoded
+from lgq_hf.images.stored import Stored, read_stored, undecoded
 
 
 class DatasetPictures:

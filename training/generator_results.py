@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lgq_hf.checkpoint import SHORT, weights_fingerprint
+from lgq_hf.checkpoint.loading import SHORT, weights_fingerprint
 from lgq_hf.files import atomic_folder
 from training.generator_recipe import GeneratorRecipe
 from training.published import portable, run_facts, write_records

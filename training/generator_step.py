@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lgq_hf.generation.likelihood import LABELS, code_logits
+from lgq_hf.evaluation.likelihood import LABELS, code_logits
 from lgq_hf.tokens.collators import IGNORED
 from training.base_step import BaseStep, at_least_fp32
 from training.generator_recipe import GeneratorRecipe

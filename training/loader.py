@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lgq_hf import LGQImageProcessor
-from lgq_hf.stored_pictures import read_stored, stored_name
+from lgq_hf.images.stored import read_stored, stored_name
 from training.crops import Crop, center_crop
 from training.dataset_pictures import PictureStream
 from training.numbered_loader import numbered_batches

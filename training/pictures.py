@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
-from lgq_hf.pictures import find_pictures, read_picture
-from lgq_hf.stored_pictures import load_parquet, load_split, tells_splits, to_rgb
+from lgq_hf.images.opening import find_pictures, read_picture
+from lgq_hf.images.stored import load_parquet, load_split, tells_splits, to_rgb
 
 if TYPE_CHECKING:
     from training.dataset_pictures import PictureStream

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from lgq_hf.hub import push
-from lgq_hf.publishable import check_publishable
-from lgq_hf.publishable_card import STATE_BOTH, STATE_PICTURES
+from lgq_hf.hub.publishable import check_publishable
+from lgq_hf.hub.publishable_card import STATE_BOTH, STATE_PICTURES
+from lgq_hf.hub.push import push
 from training.run_recipe import Report, RunRecipe
 
 

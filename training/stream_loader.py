@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from lgq_hf import LGQImageProcessor
-from lgq_hf.stored_pictures import Stored, read_stored, stored_name
+from lgq_hf.images.stored import Stored, read_stored, stored_name
 from training.crops import Crop
 from training.dataset_pictures import PictureStream
 from training.samples import MOST_IN_A_ROW, Batch, cut, make_batch, none_readable

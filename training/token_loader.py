@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lgq_hf.images.sources import ID
 from lgq_hf.tokens.collators import AutoregressiveCollator, MaskedCollator
-from lgq_hf.tokens.sources import ID
 from training.generator_recipe import Kind
 from training.ordered_loader import Key, check_numbers, check_shares, ordered_batches
 from training.token_sets import TokenSets

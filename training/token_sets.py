@@ -6,10 +6,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from lgq_hf.checkpoint import find_checkpoint
+from lgq_hf.checkpoint.loading import find_checkpoint
+from lgq_hf.images.sources import LABEL
 from lgq_hf.tokens.manifest import Manifest
 from lgq_hf.tokens.reading import Row, TokenDataset
-from lgq_hf.tokens.sources import LABEL
 from training.generator_recipe import Tokens
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from lgq_hf import LGQImageProcessor, LGQModel
-from lgq_hf.downloaded import check_downloaded
+from lgq_hf.checkpoint.downloaded import check_downloaded
 from lgq_hf.metrics.codebook import codebook_statistics
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import build_perceptual

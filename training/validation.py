@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lgq_hf import LGQImageProcessor, LGQModel
+from lgq_hf.images.sheet import Row, draw_sheet
 from lgq_hf.metrics.codebook import codebook_statistics, count_tokens
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.frechet import FeatureStatistics, frechet_distance
 from lgq_hf.metrics.reconstruction import psnr, ssim
-from lgq_hf.sheet import Row, draw_sheet
 from training.recipe import Validation
 
 logger = logging.getLogger(__name__)

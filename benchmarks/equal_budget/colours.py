@@ -20,11 +20,12 @@ from benchmarks.equal_budget.crops import read_manifest
 from benchmarks.equal_budget.geometry import batches
 from benchmarks.equal_budget.runs import TUNE
 from benchmarks.equal_budget.scales import Scale
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.files import atomic_file
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.provenance import provenance
-from lgq_hf.tokens.encoding import Encoder, Encoding, Preprocessing
-from lgq_hf.tokens.sources import open_source
+from lgq_hf.tokens.encoding import Encoder, Encoding
 
 AXES = {"grey": (1.0, 1.0, 1.0), "green_magenta": (1.0, -2.0, 1.0), "red_blue": (1.0, 0.0, -1.0)}
 REST = "rest"

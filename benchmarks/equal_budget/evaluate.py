@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.equal_budget.crops import fingerprint, read_manifest
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
 from lgq_hf.files import atomic_file
+from lgq_hf.images.sources import TokenSource, open_source
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import EfficientNetDistance
-from lgq_hf.tokens.encoding import Preprocessing
-from lgq_hf.tokens.sources import TokenSource, open_source
 
 BATCH = 64
 

@@ -26,10 +26,11 @@ from benchmarks.equal_budget.runs import COMPARE, Run
 from benchmarks.equal_budget.scales import SCALES, Scale
 from benchmarks.markdown import cell, digits
 from benchmarks.results_file import RESULTS, write_result
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
+from lgq_hf.images.sources import TokenSource, open_source
+from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.tokenizer.quantizer_base import Quantizer
-from lgq_hf.tokens.encoding import Encoder, Encoding, Preprocessing, cut_views
-from lgq_hf.tokens.sources import TokenSource, open_source
+from lgq_hf.tokens.encoding import Encoder, Encoding
 
 SEED = 0
 PICTURE = "comparison_geometry.png"

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.equal_budget.carry_out import RECIPE, RESULT, TASK
 from benchmarks.equal_budget.evaluate import evaluate, validated
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.files import atomic_file
 from lgq_hf.provenance import provenance
 from training import train_tokenizer

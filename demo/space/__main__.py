@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lgq_hf.export import check_output
+from lgq_hf.export.onnx import check_output
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

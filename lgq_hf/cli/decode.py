@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from lgq_hf.checkpoint import SHORT, Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import SHORT, Checkpoint, load_checkpoint
 from lgq_hf.files import atomic_file
-from lgq_hf.pictures import SUFFIXES
-from lgq_hf.tokens.features import SIZES, TOKENS
+from lgq_hf.images.opening import SUFFIXES
+from lgq_hf.images.sources import CROP, FLIP, ID, SIZES, TOKENS
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest
 from lgq_hf.tokens.reading import TokenDataset
-from lgq_hf.tokens.sources import CROP, FLIP, ID
 
 from .output import check_output_folder
 from .report import Report

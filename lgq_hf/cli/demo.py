@@ -2,7 +2,7 @@
 
 import argparse
 
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.metrics.extras import import_extra
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lgq_hf.checkpoint import load_checkpoint
-from lgq_hf.pictures import find_pictures
+from lgq_hf.checkpoint.loading import load_checkpoint
+from lgq_hf.images.opening import find_pictures
 
 from .output import check_output_file
 from .report import Report

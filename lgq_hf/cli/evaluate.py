@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
 
-from lgq_hf.sheet import draw_grid
-from lgq_hf.tokens.sources import FolderSource, open_source
+from lgq_hf.images.sheet import draw_grid
+from lgq_hf.images.sources import FolderSource, open_source
 
 from .arguments import FOR_GENERATORS, FOR_TOKENIZERS
 from .evaluate_tokenizer import run_tokenizer
@@ -90,7 +90,7 @@ def _evaluate(
     args: argparse.Namespace, pipe: Any, pictures: FolderSource, wanted: list[int]
 ) -> tuple[dict[str, Any], list[Image.Image]]:
     """What `evaluate` gives, and the generated pictures of these numbers."""
-    from lgq_hf.generation.evaluation import evaluate
+    from lgq_hf.evaluation.generators import evaluate
 
     some: list[Image.Image] = []
     draw = draw_of(args, args.seed)

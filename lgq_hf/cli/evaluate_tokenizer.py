@@ -8,14 +8,15 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
 
-from lgq_hf.checkpoint import SHORT, Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import SHORT, Checkpoint, load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
 from lgq_hf.evaluation.grid import draw_extremes
 from lgq_hf.evaluation.naming import FRECHET, RFID, frechet_label
+from lgq_hf.images.sources import TokenSource, open_source
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.perceptual import EfficientNetDistance
-from lgq_hf.tokens.encoding import DTYPES, Preprocessing
-from lgq_hf.tokens.engine import default_workers, own_device, share
-from lgq_hf.tokens.sources import TokenSource, open_source
+from lgq_hf.runtime import DTYPES, own_device, share
+from lgq_hf.tokens.engine import default_workers
 
 from .networks import check_networks, extractor_of, lpips_of
 from .output import write_json, write_png

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lgq_hf.checkpoint import SHORT, load_checkpoint
+from lgq_hf.checkpoint.loading import SHORT, load_checkpoint
 
 from .output import check_output_folder
 from .report import shown
@@ -17,8 +17,8 @@ def run(args: argparse.Namespace) -> int:
         OSError: the output cannot be written.
         ModuleNotFoundError: without the packages for ONNX, naming the extra.
     """
-    from lgq_hf.export import check_output, export_onnx, export_pt2
-    from lgq_hf.export_check import ExportError
+    from lgq_hf.export.check import ExportError
+    from lgq_hf.export.onnx import check_output, export_onnx, export_pt2
 
     output = Path(args.output)
     check_output_folder(output)

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lgq_hf.files import atomic_file
-from lgq_hf.sheet import draw_grid
+from lgq_hf.images.sheet import draw_grid
 
 from .output import check_output_file
 from .pipeline import draw_of, load_quietly

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lgq_hf.checkpoint import SHORT, Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import SHORT, Checkpoint, load_checkpoint
 
 # where the parts of a model that are neither encoder, quantizer nor decoder are counted
 _PARTS = {"pre_quant_norm": "encoder", "pre_quant": "encoder", "post_quant": "decoder"}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lgq_hf.checkpoint import quiet
+from lgq_hf.checkpoint.loading import quiet
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from lgq_hf.generation.draw import Draw

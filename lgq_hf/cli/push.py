@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from lgq_hf.hub import check_name, check_ref, push
-from lgq_hf.publishable import Publication, check_publishable
+from lgq_hf.hub.publishable import Publication, check_publishable
+from lgq_hf.hub.push import check_name, check_ref, push
 
 
 def run(args: argparse.Namespace) -> int:

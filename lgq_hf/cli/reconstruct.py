@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 from lgq_hf.files import atomic_file
+from lgq_hf.images.opening import find_pictures
+from lgq_hf.images.sheet import MOST_PIXELS, Row, draw_sheet, pixels, shortened
 from lgq_hf.metrics.reconstruction import psnr
-from lgq_hf.pictures import find_pictures
-from lgq_hf.sheet import MOST_PIXELS, Row, draw_sheet, pixels, shortened
 
 from .output import check_output_file
 from .report import Report, shown

@@ -9,7 +9,7 @@ from typing import TypeVar
 from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
 
-from lgq_hf.pictures import open_picture
+from lgq_hf.images.opening import open_picture
 
 Item = TypeVar("Item")
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
 
 from lgq_hf import default_checkpoint
-from lgq_hf.checkpoint import SHORT, find_checkpoint
-from lgq_hf.tokens.encoding import Encoding, Preprocessing
+from lgq_hf.checkpoint.loading import SHORT, find_checkpoint
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing
+from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.engine import Job, default_workers, tokenize
 from lgq_hf.tokens.manifest import Manifest, check_tokenizer, verify
 from lgq_hf.tokens.plan import make_plan
 from lgq_hf.tokens.ray_engine import tokenize_with_ray
 from lgq_hf.tokens.shards import Folder
-from lgq_hf.tokens.sources import open_source
 
 from .output import check_output_folder
 from .report import shown

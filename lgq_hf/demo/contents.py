@@ -4,7 +4,7 @@ import math
 from html import escape
 from typing import Any
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 
 from .drawing import GAIN, changed_pixels, difference, figure, grid_html, highlight, occurrences
 from .measures import table

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
 
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 
 from .limits import FILES, MOST_BYTES, MOST_JSON_BYTES, check_affordable
 

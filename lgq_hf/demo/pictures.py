@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from lgq_hf.pictures import read_picture
-from lgq_hf.stored_pictures import to_rgb
+from lgq_hf.images.opening import read_picture
+from lgq_hf.images.stored import to_rgb
 
 MOST_BYTES = 20 * 2**20  # of an uploaded file
 LONGEST = 2048  # pixels of the longer side that are worked at

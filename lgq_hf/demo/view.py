@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 
 from .measures import Measures, measure
 from .pictures import fit, open_upload

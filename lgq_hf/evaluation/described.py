@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers.image_utils import PILImageResampling
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation.processes import Processes
 from lgq_hf.evaluation.settings import Settings
 from lgq_hf.evaluation.totals import Totals, described_sizes
+from lgq_hf.images.sources import TokenSource
 from lgq_hf.metrics.frozen import sha256_of
-from lgq_hf.tokens.sources import TokenSource
 
 _ROUNDED = "values in [0, 1], reconstructions clamped to it and rounded to 8 bits"
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation.pictures import Batch, chosen
 from lgq_hf.evaluation.reconstruction import Reconstructor
 from lgq_hf.evaluation.settings import Settings
-from lgq_hf.tokens.encoding import Grid, cut_views
-from lgq_hf.tokens.sources import TokenSource
+from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.views import Grid, cut_views
 
 _WIDE = 2200  # pixels, of a sheet
 _SMALL, _LARGE = 128, 512  # longer side in pixels: smaller pictures are magnified, larger ones reduced

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lgq_hf.checkpoint import canonical_sha256
 from lgq_hf.evaluation.settings import Settings
+from lgq_hf.files import canonical_sha256
+from lgq_hf.images.loading import Chunk, Key, chunks
+from lgq_hf.images.sources import ID, TokenSource
+from lgq_hf.images.views import Grid
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
-from lgq_hf.tokens.encoding import Grid
-from lgq_hf.tokens.loading import Chunk, Key, chunks
-from lgq_hf.tokens.sources import ID, TokenSource
 
 _PIXELS_IN_BATCH = 2**18  # times batch_size: without a size, pictures fill a batch by their pixels too
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lgq_hf.tokens.engine import share
+from lgq_hf.runtime import share
 
 Value = TypeVar("Value")
 _PATIENCE = timedelta(hours=2)  # how long the first to finish waits for the last

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.cost import Clock
 from lgq_hf.evaluation.pictures import Batch
 from lgq_hf.evaluation.settings import Settings

@@ -8,9 +8,9 @@ from torch import Tensor
 from lgq_hf.evaluation.naming import frechet_key
 from lgq_hf.evaluation.settings import Networks, Settings
 from lgq_hf.evaluation.totals import Totals, column, median_length
+from lgq_hf.images.sources import TokenSource
 from lgq_hf.metrics.codebook import codebook_statistics
 from lgq_hf.metrics.frechet import frechet_distance
-from lgq_hf.tokens.sources import TokenSource
 
 EXTREMES = 8  # best pictures, and worst
 # the shortest side in pixels that each of them measures

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.extractors import Extractor
-from lgq_hf.tokens.encoding import Preprocessing
 from lgq_hf.tokens.engine import ON_ERROR
 
 EMA = ("yes", "no", "unknown")

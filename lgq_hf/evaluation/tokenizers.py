@@ -6,7 +6,7 @@ extractor and the number of pictures; `naming` says when it may be called rFID.
 
 from typing import Any
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation.described import describe_model, describe_protocol
 from lgq_hf.evaluation.pictures import chosen, keys_of, shares
 from lgq_hf.evaluation.processes import Processes, processes
@@ -14,9 +14,9 @@ from lgq_hf.evaluation.reconstruction import Reconstructor
 from lgq_hf.evaluation.results import cost, extremes, metrics, smallest_side
 from lgq_hf.evaluation.settings import Classifier, Distance, Networks, Settings, Watch
 from lgq_hf.evaluation.totals import Totals
+from lgq_hf.images.sources import TokenSource
 from lgq_hf.metrics.extractors import Extractor
 from lgq_hf.provenance import provenance
-from lgq_hf.tokens.sources import TokenSource
 
 
 def evaluate_tokenizer(

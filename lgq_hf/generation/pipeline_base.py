@@ -28,8 +28,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lgq_hf.checkpoint import CODEBOOK, SHORT, fingerprint
-from lgq_hf.downloaded import check_downloaded
+from lgq_hf.checkpoint.downloaded import check_downloaded
+from lgq_hf.checkpoint.loading import CODEBOOK, SHORT, fingerprint
 from lgq_hf.generation.sampling import Generators
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
 from lgq_hf.tokenizer.modeling_lgq import LGQModel

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lgq_hf.images.loading import Chunk
+from lgq_hf.images.sources import CROP, FLIP, ID, SIZES, TOKENS
 from lgq_hf.tokens.encoding import Encoder
-from lgq_hf.tokens.features import SIZES, TOKENS
-from lgq_hf.tokens.loading import Chunk
 from lgq_hf.tokens.plan import Plan
-from lgq_hf.tokens.sources import CROP, FLIP, ID
 
 _WAITING_BYTES = 2**29  # of pictures of all sizes that wait for others of their size
 _PIXELS_IN_BATCH = 2**18  # times batch_size: pictures of mixed sizes fill a batch by their pixels too

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgq_hf.tokens.features import TOKENS
+from lgq_hf.images.sources import CROP, FLIP, ID, LABEL, TOKENS
 from lgq_hf.tokens.reading import Row
-from lgq_hf.tokens.sources import CROP, FLIP, ID, LABEL
 
 IGNORED = -100  # what torch's and transformers' cross entropies leave out
 # Share of tokens that is masked for r in [0, 1): from all at 0 to none at 1. MaskGIT (arXiv 2202.04200), section 3.3.

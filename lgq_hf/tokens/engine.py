@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 
-from lgq_hf.checkpoint import Reference
+from lgq_hf.checkpoint.loading import Reference
+from lgq_hf.images.loading import Chunk, Key, chunks
+from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.stored import import_datasets
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.provenance import versions
-from lgq_hf.stored_pictures import import_datasets
+from lgq_hf.runtime import DTYPES, own_device, share
 from lgq_hf.tokens.batching import ShardRows
-from lgq_hf.tokens.encoding import DTYPES, Encoder, Encoding, Preprocessing
-from lgq_hf.tokens.loading import Chunk, Key, chunks
+from lgq_hf.tokens.encoding import Encoder, Encoding
 from lgq_hf.tokens.manifest import Manifest, finish
 from lgq_hf.tokens.plan import Plan, differences, file_names, identity, pictures_of
 from lgq_hf.tokens.shards import Folder, read_footer, write_shard
-from lgq_hf.tokens.sources import TokenSource
 
 Progress = Callable[[int], None]
 ON_ERROR = ("skip", "stop")
@@ -160,29 +162,6 @@ class FileMaker:
         write_shard(Folder(self.job.output), file_names(self.job.plan)[number], columns, self.features, footer)
 
 
-def share(num_shards: int | None = None, shard_index: int | None = None) -> tuple[int, int]:
-    """Number of processes and number of this one: as given, else as `accelerate launch` and `torchrun` say, else 1, 0.
-
-    Raises:
-        ValueError: only one of them is given, or they are out of range.
-    """
-    if (num_shards is None) != (shard_index is None):
-        raise ValueError("num_shards and shard_index belong together: give both or none")
-    if num_shards is None or shard_index is None:
-        num_shards, shard_index = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if not 0 <= shard_index < num_shards:
-        raise ValueError(f"shard_index: expected 0 to num_shards - 1 = {num_shards - 1}, got {shard_index}")
-    return num_shards, shard_index
-
-
-def own_device(device: str) -> str:
-    """The device of this process among several of one machine: "cuda" and "auto" become "cuda:<LOCAL_RANK>"."""
-    local = os.environ.get("LOCAL_RANK")
-    if local is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
-        return device
-    return f"cuda:{int(local) % torch.cuda.device_count()}"
-
-
 def default_workers(device: str) -> int:
     """Processes that read ahead: as many as a GPU may need, but none where the encoder itself needs the cores."""
     if not torch.cuda.is_available() or device == "cpu":
@@ -227,4 +206,4 @@ def tokenize(
     return None if job.unfinished() else finish(job.plan, Folder(job.output), own)
 
 
-__all__ = ["FileMaker", "Job", "default_workers", "own_device", "share", "tokenize"]
+__all__ = ["FileMaker", "Job", "default_workers", "tokenize"]

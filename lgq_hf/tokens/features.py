@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lgq_hf.stored_pictures import import_datasets
+from lgq_hf.images.sources import SIZES, TOKENS
+from lgq_hf.images.stored import import_datasets
 from lgq_hf.tokenizer.configuration_lgq import LGQConfig
-
-TOKENS = "image_tokens"
-# of pictures whose sizes differ: the grid in tokens, and the picture in pixels before it was padded
-SIZES = ("height", "width", "original_height", "original_width")
 
 
 def token_dtype(codebook_size: int) -> np.dtype:
@@ -57,4 +54,4 @@ def token_features(config: LGQConfig, size: int | tuple[int, int] | None = None)
     return datasets.Features({TOKENS: array(grid, dtype)})
 
 
-__all__ = ["SIZES", "TOKENS", "grid_of", "token_dtype", "token_features"]
+__all__ = ["grid_of", "token_dtype", "token_features"]

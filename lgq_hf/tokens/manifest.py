@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from lgq_hf.checkpoint import CODEBOOK, SHORT, Reference, find_checkpoint, fingerprint
+from lgq_hf.checkpoint.loading import CODEBOOK, SHORT, Reference, find_checkpoint, fingerprint
+from lgq_hf.images.sources import CROP, FLIP, ID, SIZES, TOKENS
 from lgq_hf.tokenizer.modeling_lgq import LGQModel
-from lgq_hf.tokens.features import SIZES, TOKENS
 from lgq_hf.tokens.plan import FORMAT, VERSION, Plan, differences, file_names, identity
 from lgq_hf.tokens.shards import Folder, read_footer
-from lgq_hf.tokens.sources import CROP, FLIP, ID
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".[0-9]*-????????.tmp.json"  # as `atomic_file` names it

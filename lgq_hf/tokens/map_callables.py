@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lgq_hf.checkpoint import Checkpoint, find_checkpoint
-from lgq_hf.stored_pictures import read_stored, to_rgb
-from lgq_hf.tokens.encoding import DTYPES, Encoder, Encoding, Preprocessing, cut_views
-from lgq_hf.tokens.features import SIZES, TOKENS, grid_of, token_dtype, token_features
+from lgq_hf.checkpoint.loading import Checkpoint, find_checkpoint
+from lgq_hf.images.sources import SIZES, TOKENS
+from lgq_hf.images.stored import read_stored, to_rgb
+from lgq_hf.images.views import Preprocessing, cut_views
+from lgq_hf.runtime import DTYPES
+from lgq_hf.tokens.encoding import Encoder, Encoding
+from lgq_hf.tokens.features import grid_of, token_dtype, token_features
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest
 
 Rows = Mapping[str, Any]

@@ -9,13 +9,15 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from lgq_hf.checkpoint import Reference, canonical_sha256
-from lgq_hf.stored_pictures import import_datasets
+from lgq_hf.checkpoint.loading import Reference
+from lgq_hf.files import canonical_sha256
+from lgq_hf.images.sources import CROP, FLIP, ID, TokenSource
+from lgq_hf.images.stored import import_datasets
+from lgq_hf.images.views import Grid, Preprocessing, cut_views
 from lgq_hf.tokenizer.configuration_lgq import LGQConfig
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
-from lgq_hf.tokens.encoding import Encoding, Grid, Preprocessing, cut_views
+from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.features import grid_of, token_dtype, token_features
-from lgq_hf.tokens.sources import CROP, FLIP, ID, TokenSource
 
 FORMAT, VERSION = "lgq-token-shards", 1
 # by default there are about this many files, of no more and no fewer pictures than these

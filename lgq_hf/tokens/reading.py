@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from lgq_hf.checkpoint import Reference
-from lgq_hf.stored_pictures import import_datasets
+from lgq_hf.checkpoint.loading import Reference
+from lgq_hf.images.sources import CROP, FLIP, ID, LABEL, SIZES, TOKENS
+from lgq_hf.images.stored import import_datasets
+from lgq_hf.runtime import share
 from lgq_hf.tokenizer.modeling_lgq import LGQModel
-from lgq_hf.tokens.engine import share
-from lgq_hf.tokens.features import SIZES, TOKENS
 from lgq_hf.tokens.manifest import Manifest, check_tokenizer, read_manifest
 from lgq_hf.tokens.shards import Folder
-from lgq_hf.tokens.sources import CROP, FLIP, ID, LABEL
 
 Row = dict[str, Any]
 Key = int | tuple[int, int]  # number of a row, or (epoch, number)

@@ -12,8 +12,8 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped, unused-ignore]
 
 from lgq_hf.files import atomic_file
-from lgq_hf.stored_pictures import import_datasets
-from lgq_hf.tokens.features import TOKENS
+from lgq_hf.images.sources import TOKENS
+from lgq_hf.images.stored import import_datasets
 
 FOOTER = b"lgq_hf"  # key of our entry in the metadata of a parquet file
 _TOKENS_IN_GROUP = 2**22  # 7 MB at 14 bits

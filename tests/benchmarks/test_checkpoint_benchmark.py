@@ -7,11 +7,11 @@ import torch
 
 from benchmarks import checkpoint, photographs
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
-from lgq_hf.tokens.encoding import Preprocessing
-from lgq_hf.tokens.sources import open_source
 from model_cards import card
 
 

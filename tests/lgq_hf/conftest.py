@@ -11,6 +11,7 @@ from PIL import Image
 from skimage import data
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
+from lgq_hf.checkpoint.loading import Reference, find_checkpoint
 from lgq_hf.cli.main import main
 
 
@@ -87,3 +88,25 @@ def lgq(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         return Result(status, *capsys.readouterr())
 
     return call
+
+
+COUNT = 11
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven JPEGs of several sizes in the folders "cats" and "people"."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(COUNT):
+        name, photograph = ("cats", data.chelsea()) if number % 3 else ("people", data.astronaut())
+        height, width = ((72, 72), (80, 72), (96, 120))[number % 2 + (number > 7)]
+        top, left = 17 * number % 150, 23 * number % 300
+        (folder / name).mkdir(exist_ok=True)
+        cut = Image.fromarray(photograph[top : top + height, left : left + width])
+        cut.save(folder / name / f"{number:02d}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(model_folder: Path) -> Reference:
+    return find_checkpoint(str(model_folder))

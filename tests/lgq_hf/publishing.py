@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lgq_hf.checkpoint import weights_fingerprint
+from lgq_hf.checkpoint.loading import weights_fingerprint
 from lgq_hf.files import file_sha256
 from tests.lgq_hf.conftest import save_model
 from tests.lgq_hf.generation.pipelines import small_pipeline

@@ -6,8 +6,8 @@ import torch
 from benchmarks import photographs
 from benchmarks.checkpoint import SETS, weights_sha256
 from lgq_hf import LGQImageProcessor, LGQTokenizer
+from lgq_hf.hub.publishable import check_publishable
 from lgq_hf.metrics.reconstruction import psnr
-from lgq_hf.publishable import check_publishable
 from model_cards import card
 
 NAMES = card.released()

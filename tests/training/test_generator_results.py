@@ -5,8 +5,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from lgq_hf.hub.publishable_card import HERE, STATE_BOTH, STATE_PICTURES, unstated
 from lgq_hf.provenance import provenance
-from lgq_hf.publishable_card import HERE, STATE_BOTH, STATE_PICTURES, unstated
 from tests.training.generators import a_recipe
 from training.generator_recipe import GeneratorRecipe, recipe_from
 from training.generator_results import card, portable_recipe

@@ -9,11 +9,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
+from lgq_hf.evaluation.held_out import held_out_bits
+from lgq_hf.evaluation.likelihood import code_logits
 from lgq_hf.generation import LGQAutoregressivePipeline, LGQMaskedPipeline
-from lgq_hf.generation.held_out import held_out_bits
-from lgq_hf.generation.likelihood import code_logits
-from lgq_hf.sheet import draw_grid
+from lgq_hf.images.sheet import draw_grid
 from lgq_hf.tokens import AutoregressiveCollator
 from tests.training.generators import CODES, KINDS, PIXELS, a_model, a_recipe
 from tests.training.steps import forget_processes

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from lgq_hf import LGQImageProcessor
-from lgq_hf.stored_pictures import read_stored, stored_name
+from lgq_hf.images.stored import read_stored, stored_name
 from training import samples
 from training.crops import center_crop, scaled_crop
 from training.dataset_pictures import PictureStream

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lgq_hf import LGQImageProcessor
-from lgq_hf.stored_pictures import read_stored, stored_name, to_rgb
+from lgq_hf.images.stored import read_stored, stored_name, to_rgb
 from training.dataset_pictures import PictureStream
 from training.pictures import Pictures, open_source
 

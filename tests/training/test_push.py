@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 
 from lgq_hf.cli.main import main as lgq
-from lgq_hf.publishable_card import STATE_PICTURES
+from lgq_hf.hub.publishable_card import STATE_PICTURES
 from tests.hub_client import turn_to
 from tests.hub_server import Hub
 from tests.training.steps import forget_processes

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from benchmarks import photographs
 from lgq_hf import LGQImageProcessor, LGQModel, LGQTokenizer
+from lgq_hf.hub.publishable_card import HERE, STATE_BOTH, STATE_PICTURES, unstated
 from lgq_hf.provenance import provenance
-from lgq_hf.publishable_card import HERE, STATE_BOTH, STATE_PICTURES, unstated
 from tests.training import steps
 from training.discriminator import PatchDiscriminator
 from training.log import CsvLog

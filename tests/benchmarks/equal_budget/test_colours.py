@@ -12,8 +12,8 @@ from benchmarks.equal_budget.crops import cut
 from benchmarks.equal_budget.runs import COMPARE, TUNE, Run
 from benchmarks.equal_budget.scales import SCALES
 from lgq_hf import LGQImageProcessor, LGQModel
+from lgq_hf.images.sources import open_source
 from lgq_hf.metrics.reconstruction import psnr
-from lgq_hf.tokens.sources import open_source
 from tests.benchmarks.equal_budget.made_result import run as made_run
 from tests.benchmarks.equal_budget.test_crops import make_corpus
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.equal_budget.crops import MIN_STD, contrast, cut, cut_split, fingerprint, read_manifest
-from lgq_hf.tokens.sources import open_source
+from lgq_hf.images.sources import open_source
 from training.pictures import FilePictures
 from training.pictures import open_source as open_training_source
 

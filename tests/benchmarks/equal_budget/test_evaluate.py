@@ -9,8 +9,8 @@ from benchmarks.equal_budget.crops import cut
 from benchmarks.equal_budget.evaluate import KnownFeatures, evaluate, validated
 from benchmarks.equal_budget.scales import SCALES
 from lgq_hf import LGQImageProcessor
+from lgq_hf.images.sources import open_source
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
-from lgq_hf.tokens.sources import open_source
 from tests.benchmarks.equal_budget.made_result import metrics
 from tests.benchmarks.equal_budget.test_crops import make_corpus
 

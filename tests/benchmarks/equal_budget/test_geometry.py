@@ -24,10 +24,10 @@ from benchmarks.equal_budget.geometry import (
 from benchmarks.equal_budget.geometry_measures import NEIGHBOURS, Geometry, Sample
 from benchmarks.equal_budget.methods import METHODS
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.tokenizer.modeling_lgq import QUANTIZERS
 from lgq_hf.tokenizer.quantizer_base import Quantizer
-from lgq_hf.tokens.encoding import Preprocessing
 
 SMALL: dict[str, Any] = {
     "base_channels": 8,

@@ -10,7 +10,7 @@ import pytest
 from transformers.utils import logging
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 
 Lgq = Callable[..., Any]
 

@@ -90,13 +90,13 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path, lgq: Lgq, monkey
 def test_the_default_model_is_the_built_in_one(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lgq_hf.checkpoint.default_checkpoint", lambda: model_folder)
+    monkeypatch.setattr("lgq_hf.checkpoint.loading.default_checkpoint", lambda: model_folder)
     assert main(["info"]) == 0
     assert capsys.readouterr().out.split()[:2] == ["model", "tiny"]
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     assert main(["encode", str(tmp_path), "-o", str(tmp_path / "t.npz")]) == 0
     assert token_file.read_tokens(tmp_path / "t.npz").model == "tiny"
-    monkeypatch.setattr("lgq_hf.checkpoint.default_checkpoint", lambda: tmp_path / "none")
+    monkeypatch.setattr("lgq_hf.checkpoint.loading.default_checkpoint", lambda: tmp_path / "none")
     assert main(["info"]) == 2
     assert "no model at" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lgq_hf.cli.main import main
-from lgq_hf.publishable_card import HERE, STATE_PICTURES
+from lgq_hf.hub.publishable_card import HERE, STATE_PICTURES
 from tests.hub_client import turn_to
 from tests.hub_server import Hub
 from tests.lgq_hf.publishing import tokenizer_folder

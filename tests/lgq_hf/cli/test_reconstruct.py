@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from lgq_hf import LGQImageProcessor, LGQModel
 from lgq_hf.cli import reconstruct
-from lgq_hf.sheet import Row, draw_sheet, shortened
+from lgq_hf.images.sheet import Row, draw_sheet, shortened
 
 Lgq = Callable[..., Any]
 GAP = 7  # half of the smallest font

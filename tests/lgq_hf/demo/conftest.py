@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lgq_hf import LGQImageProcessor, LGQModel
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 
 
 @pytest.fixture(scope="session")

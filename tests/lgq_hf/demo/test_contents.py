@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.demo import view as views
 from lgq_hf.demo.contents import (
     PICTURE_PARTS,

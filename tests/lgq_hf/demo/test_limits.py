@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lgq_hf import default_checkpoint
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.demo.limits import check_affordable
 
 Changed = Callable[..., Path]

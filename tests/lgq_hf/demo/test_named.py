@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 from lgq_hf.demo import named
 from lgq_hf.demo.named import Models, is_loopback
 

@@ -13,7 +13,7 @@ pytest.importorskip("gradio", reason="needs gradio: pip install 'lgq_hf[demo]'")
 import gradio as gr
 import httpx
 
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 from lgq_hf.demo import page
 from lgq_hf.demo.named import Models
 from lgq_hf.demo.pictures import MOST_BYTES

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lgq_hf import LGQImageProcessor
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.demo import view as views
 from lgq_hf.demo.view import View
 

@@ -9,8 +9,8 @@ from PIL import Image
 from skimage import data
 
 from lgq_hf import LGQImageProcessor, LGQModel
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
-from lgq_hf.tokens.sources import TokenSource, open_source
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
+from lgq_hf.images.sources import TokenSource, open_source
 from tests.lgq_hf.evaluation.plain import COUNT
 
 

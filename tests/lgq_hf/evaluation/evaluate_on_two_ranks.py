@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.perceptual import EfficientNetDistance
-from lgq_hf.tokens.encoding import Preprocessing
-from lgq_hf.tokens.sources import open_source
 from tests.lgq_hf.evaluation.plain import MeanColours
 
 

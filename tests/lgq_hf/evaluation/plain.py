@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
-from lgq_hf.tokens.encoding import Preprocessing
-from lgq_hf.tokens.sources import TokenSource
+from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.views import Preprocessing
 
 COUNT = 7  # photographs of conftest.py
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.evaluation.described import ema_of
 from lgq_hf.metrics.frozen import sha256_of
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation.grid import Pair, _fitting, draw_extremes, draw_sections
-from lgq_hf.tokens.sources import open_source
+from lgq_hf.images.sources import open_source
 from tests.lgq_hf.evaluation.plain import Seen, evaluated, settings
 
 BACKGROUND = (40, 40, 40)

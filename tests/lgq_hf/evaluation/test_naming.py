@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation import results
 from lgq_hf.evaluation.naming import frechet_key, frechet_label
 from lgq_hf.evaluation.processes import Processes
 from lgq_hf.evaluation.settings import Networks
 from lgq_hf.evaluation.tokenizers import _measured
-from lgq_hf.tokens.sources import TokenSource
+from lgq_hf.images.sources import TokenSource
 from tests.lgq_hf.evaluation.plain import MeanColours, settings
 
 

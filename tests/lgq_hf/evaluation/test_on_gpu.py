@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 from lgq_hf.evaluation import evaluate_tokenizer
+from lgq_hf.images.sources import TokenSource
 from lgq_hf.metrics.perceptual import EfficientNetDistance
-from lgq_hf.tokens.sources import TokenSource
 from tests.lgq_hf.evaluation.plain import settings
 
 pytestmark = [

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation.pictures import keys_of
 from lgq_hf.evaluation.processes import Processes, processes
-from lgq_hf.tokens.sources import TokenSource
+from lgq_hf.images.sources import TokenSource
 from tests.lgq_hf.evaluation.evaluate_on_two_ranks import evaluate
 from tests.lgq_hf.evaluation.plain import evaluated, settings
 

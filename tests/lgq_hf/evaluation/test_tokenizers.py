@@ -14,9 +14,9 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from lgq_hf import LGQModel
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
-from lgq_hf.tokens.sources import TokenSource, open_source
+from lgq_hf.images.sources import TokenSource, open_source
 from tests.lgq_hf.evaluation.plain import COUNT, MeanColours, Seen, evaluated, settings
 
 

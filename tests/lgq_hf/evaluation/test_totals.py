@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation.reconstruction import Reconstructed
 from lgq_hf.evaluation.settings import Networks
 from lgq_hf.evaluation.totals import Totals, described_sizes, median_length

@@ -12,7 +12,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from PIL import Image
 
 from lgq_hf import LGQImageProcessor, LGQModel, LGQTokenizer
-from lgq_hf.checkpoint import find_checkpoint
+from lgq_hf.checkpoint.loading import find_checkpoint
 from lgq_hf.generation import LGQAutoregressivePipeline, LGQMaskedPipeline, load_pipeline
 from tests.lgq_hf.generation.pipelines import CODES, SIDE, small_pipeline, tokenizer
 

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from lgq_hf import LGQImageProcessor
-from lgq_hf.checkpoint import Checkpoint, load_checkpoint
-from lgq_hf.tokens.encoding import CROPS, Encoder, Encoding, Preprocessing, cut_views, pixel_table
+from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
+from lgq_hf.images.views import CROPS, Preprocessing, cut_views
+from lgq_hf.tokens.encoding import Encoder, Encoding, pixel_table
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lgq_hf.checkpoint import find_checkpoint, load_checkpoint
-from lgq_hf.tokens.encoding import Preprocessing, cut_views
-from lgq_hf.tokens.engine import Job, own_device, share, tokenize
+from lgq_hf.checkpoint.loading import find_checkpoint, load_checkpoint
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing, cut_views
+from lgq_hf.runtime import own_device, share
+from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import verify
 from lgq_hf.tokens.shards import Folder, read_footer
-from lgq_hf.tokens.sources import open_source
 
 Digests = Callable[[str | Path], dict[str, str]]
 MakeJob = Callable[..., Job]

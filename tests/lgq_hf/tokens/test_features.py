@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from lgq_hf import LGQConfig
-from lgq_hf.tokens.features import SIZES, TOKENS, grid_of, token_dtype, token_features
+from lgq_hf.images.sources import SIZES, TOKENS
+from lgq_hf.tokens.features import grid_of, token_dtype, token_features
 
 
 def test_the_narrowest_type_that_holds_every_token() -> None:

@@ -12,7 +12,7 @@ import torch
 from pyarrow import parquet
 
 from lgq_hf import LGQModel
-from lgq_hf.checkpoint import find_checkpoint
+from lgq_hf.checkpoint.loading import find_checkpoint
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import check_tokenizer, finish, read_manifest, verify
 from lgq_hf.tokens.plan import differences, file_names, identity, pictures_of, pictures_per_file

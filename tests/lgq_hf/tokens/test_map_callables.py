@@ -13,7 +13,7 @@ from datasets.fingerprint import Hasher
 from PIL import Image
 
 from lgq_hf import LGQConfig
-from lgq_hf.checkpoint import load_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.tokens import DecodeTokens, EncodeImages, map_callables, token_features
 from lgq_hf.tokens.engine import tokenize
 

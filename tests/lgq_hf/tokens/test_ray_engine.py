@@ -5,10 +5,10 @@ from typing import Any
 import datasets
 import pytest
 
+from lgq_hf.images.sources import open_source
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import verify
 from lgq_hf.tokens.ray_engine import tokenize_with_ray
-from lgq_hf.tokens.sources import open_source
 
 ray = pytest.importorskip("ray", reason="pip install 'lgq_hf[ray]'")
 

@@ -70,7 +70,7 @@ def test_a_stream_gives_the_same_rows(tokens: Path, ragged: Path) -> None:
 
 
 def test_tokens_of_several_channels(job: Callable[..., Job], make_model: Callable[..., Path], tmp_path: Path) -> None:
-    from lgq_hf.checkpoint import find_checkpoint
+    from lgq_hf.checkpoint.loading import find_checkpoint
 
     folder = make_model(tmp_path / "model", codebook_mode="per_channel", codebook_size=6, latent_channels=5)
     like = find_checkpoint(str(folder))

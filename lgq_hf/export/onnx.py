@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from lgq_hf import LGQImageProcessor, LGQModel
-from lgq_hf.checkpoint import fingerprint
-from lgq_hf.export_check import check_parity
+from lgq_hf.checkpoint.loading import fingerprint
+from lgq_hf.export.check import check_parity
+from lgq_hf.export.programs import OPSET, name_axes, session, to_onnx
+from lgq_hf.export.static_model import StaticDecoder, StaticEncoder
 from lgq_hf.files import new_folder
 from lgq_hf.metrics.extras import import_extra
-from lgq_hf.onnx_programs import OPSET, name_axes, session, to_onnx
 from lgq_hf.provenance import versions
-from lgq_hf.static_model import StaticDecoder, StaticEncoder
 
 FACTS = "export.json"
 AXES = ("batch", "grid_height", "grid_width")

@@ -1,6 +1,6 @@
 """Publishing on the Hub: a checkpoint's folder as one commit of a model repository, compared with what arrived.
 
-    publication = check_publishable(folder)                     # lgq_hf.publishable
+    publication = check_publishable(folder)                     # lgq_hf.hub.publishable
     push(publication, "org/name", tag="v1").url
 
 The settings of huggingface_hub hold: HF_ENDPOINT, HF_HOME, HF_TOKEN.
@@ -15,12 +15,12 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.hf_api import RepoFile
 
 from lgq_hf._version import __version__
-from lgq_hf.checkpoint import quiet
-from lgq_hf.downloaded import digest_like
+from lgq_hf.checkpoint.downloaded import digest_like
+from lgq_hf.checkpoint.loading import quiet
 from lgq_hf.files import one_line
-from lgq_hf.hub_access import check_name, check_ref, check_token, explained, prepare
-from lgq_hf.publishable import Publication
-from lgq_hf.publishable_card import CARD, card_for
+from lgq_hf.hub.access import check_name, check_ref, check_token, explained, prepare
+from lgq_hf.hub.publishable import Publication
+from lgq_hf.hub.publishable_card import CARD, card_for
 
 _MAIN = "main"
 _LISTED = 5  # files that a message names

@@ -11,14 +11,15 @@ from skimage import data
 from torch.nn import functional as F
 
 from lgq_hf import LGQImageProcessor
-from lgq_hf.checkpoint import find_checkpoint
-from lgq_hf.generation.held_out import held_out_bits
+from lgq_hf.checkpoint.loading import find_checkpoint
+from lgq_hf.evaluation.held_out import held_out_bits
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.tokens.collators import MaskedCollator
-from lgq_hf.tokens.encoding import Encoding, Preprocessing
+from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.plan import make_plan
 from lgq_hf.tokens.reading import TokenDataset
-from lgq_hf.tokens.sources import open_source
 from tests.lgq_hf.generation.pipelines import small_pipeline, tokenizer
 
 KINDS = ("masked", "autoregressive")

@@ -12,17 +12,18 @@ from skimage import data
 from torch import Tensor
 
 from lgq_hf import LGQImageProcessor
-from lgq_hf.checkpoint import find_checkpoint
+from lgq_hf.checkpoint.loading import find_checkpoint
+from lgq_hf.evaluation.generators import _cut, evaluate
+from lgq_hf.evaluation.held_out import held_out_bits
 from lgq_hf.generation.draw import Draw, picture_generator
-from lgq_hf.generation.evaluation import _cut, evaluate
-from lgq_hf.generation.held_out import held_out_bits
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.efficientnet import WEIGHTS_SHA256, EfficientNetLite0
 from lgq_hf.metrics.frechet import gaussian_frechet_distance
 from lgq_hf.metrics.precision_recall import precision_recall
-from lgq_hf.tokens.encoding import Encoding, Preprocessing
+from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.plan import make_plan
-from lgq_hf.tokens.sources import open_source
 from tests.lgq_hf.generation.pipelines import small_pipeline, tokenizer
 
 NAMES = {0: "owls", 1: "people", 2: "cats"}

@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from lgq_hf.checkpoint import SHORT, Checkpoint, load_checkpoint, quiet, weights_fingerprint
-from lgq_hf.downloaded import digest_like
-from lgq_hf.publishable_card import CARD, HERE, read_card, unstated
-from lgq_hf.publishable_files import PIPELINE, code_of, kind_of, read_json, sort_out
+from lgq_hf.checkpoint.downloaded import digest_like
+from lgq_hf.checkpoint.loading import SHORT, Checkpoint, load_checkpoint, quiet, weights_fingerprint
+from lgq_hf.hub.publishable_card import CARD, HERE, read_card, unstated
+from lgq_hf.hub.publishable_files import PIPELINE, code_of, kind_of, read_json, sort_out
 
 RESULTS = "results.json"
 

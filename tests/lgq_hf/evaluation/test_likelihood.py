@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lgq_hf.generation.likelihood import code_logits, held_out, summary
+from lgq_hf.evaluation.likelihood import code_logits, held_out, summary
 from lgq_hf.tokens import AutoregressiveCollator, MaskedCollator
 
 CODES, SIDE, CLASSES = 8, 4, 2

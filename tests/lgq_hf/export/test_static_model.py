@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lgq_hf import LGQModel
-from lgq_hf.static_model import NO_TOKEN, StaticDecoder, StaticEncoder, TableSearch
+from lgq_hf.export.static_model import NO_TOKEN, StaticDecoder, StaticEncoder, TableSearch
 from lgq_hf.tokenizer.assignment_reference import reference_nearest_code
 from lgq_hf.tokenizer.quantizer_vq import VQQuantizer
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lgq_hf.images.sources import ID, TokenSource
+from lgq_hf.images.views import Grid, Preprocessing, cut_views
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
-from lgq_hf.tokens.encoding import Grid, Preprocessing, cut_views
-from lgq_hf.tokens.sources import ID, TokenSource
 
 Key = tuple[int, int, int]  # number of a file, first picture, end
 _PREFETCHED = 4  # chunks that a worker reads ahead

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lgq_hf.generation.likelihood import PROTOCOLS, held_out, held_out_collator, summary
+from lgq_hf.evaluation.likelihood import PROTOCOLS, held_out, held_out_collator, summary
 from lgq_hf.generation.pipeline_base import LGQPipeline, check_made_by
 from lgq_hf.generation.pipeline_masked import LGQMaskedPipeline
+from lgq_hf.images.sources import LABEL
 from lgq_hf.tokens.manifest import Manifest
 from lgq_hf.tokens.reading import Row, TokenStream
-from lgq_hf.tokens.sources import LABEL
 
 
 def held_out_bits(

@@ -1,4 +1,4 @@
-"""Encoder and decoder in plain operators, without branches on values: what `lgq_hf.export` traces.
+"""Encoder and decoder in plain operators, without branches on values: what `lgq_hf.export.onnx` traces.
 
 Shapes: B images, H W pixels, f downsampling factor, h = H / f and w = W / f, N = B*h*w rows, C channels of a code,
 K codes, G tokens per grid position, T codes that are scored again.

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lgq_hf import default_checkpoint
-from lgq_hf.publishable import check_publishable
-from lgq_hf.publishable_card import HERE, STATE_BOTH, STATE_PICTURES, card_for
+from lgq_hf.hub.publishable import check_publishable
+from lgq_hf.hub.publishable_card import HERE, STATE_BOTH, STATE_PICTURES, card_for
 from tests.lgq_hf.publishing import CARD, MODEL_INDEX, pipeline_folder, tokenizer_folder
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +20,9 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, default_checkpoint
-from lgq_hf.downloaded import check_downloaded
-from lgq_hf.files import one_line
-from lgq_hf.pictures import check_shorter_side
+from lgq_hf.checkpoint.downloaded import check_downloaded
+from lgq_hf.files import canonical_sha256, one_line
+from lgq_hf.images.opening import check_shorter_side
 
 SHORT = 12  # hex digits of a fingerprint that people are shown
 CODEBOOK = "quantizer."  # what names of the quantizer's tensors begin with
@@ -201,11 +201,6 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def canonical_sha256(content: Mapping[str, Any]) -> str:
-    """sha256 (hex) over JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def _json_sha256(path: Path) -> str:
     content = json.loads(path.read_text(encoding="utf-8"))
     return canonical_sha256({key: value for key, value in content.items() if key not in _ADDED_AT_SAVE})
@@ -284,7 +279,6 @@ __all__ = [
     "SHORT",
     "Checkpoint",
     "Reference",
-    "canonical_sha256",
     "find_checkpoint",
     "fingerprint",
     "load_checkpoint",

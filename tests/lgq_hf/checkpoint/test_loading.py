@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lgq_hf import LGQModel, default_checkpoint
-from lgq_hf.checkpoint import CODEBOOK, find_checkpoint, fingerprint, load_checkpoint, weights_fingerprint
+from lgq_hf.checkpoint.loading import CODEBOOK, find_checkpoint, fingerprint, load_checkpoint, weights_fingerprint
 
 
 def test_the_fingerprint_is_that_of_the_weights(
@@ -69,7 +69,7 @@ def test_a_repository_is_known_by_its_commit(
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = tmp_path / "models--org--tiny" / "snapshots" / commit
     shutil.copytree(model_folder, snapshot)
-    monkeypatch.setattr("lgq_hf.checkpoint.snapshot_download", lambda place, revision, **_: str(snapshot))
+    monkeypatch.setattr("lgq_hf.checkpoint.loading.snapshot_download", lambda place, revision, **_: str(snapshot))
     found = find_checkpoint("org/tiny", "main")
     assert (found.name, found.revision) == ("org/tiny", commit)
     assert found.weights == weights_fingerprint(model_folder)

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from lgq_hf import LGQImageProcessor, LGQModel, default_checkpoint, static_model
-from lgq_hf import export as exporting
-from lgq_hf.checkpoint import load_checkpoint, weights_fingerprint
+from lgq_hf import LGQImageProcessor, LGQModel, default_checkpoint
+from lgq_hf.checkpoint.loading import load_checkpoint, weights_fingerprint
 from lgq_hf.cli.main import main
-from lgq_hf.export import check_output, export_onnx, export_programs, export_pt2
-from lgq_hf.export_check import ExportError, check_parity
-from lgq_hf.onnx_programs import to_onnx
-from lgq_hf.static_model import NO_TOKEN, StaticEncoder
+from lgq_hf.export import onnx as exporting
+from lgq_hf.export import static_model
+from lgq_hf.export.check import ExportError, check_parity
+from lgq_hf.export.onnx import check_output, export_onnx, export_programs, export_pt2
+from lgq_hf.export.programs import to_onnx
+from lgq_hf.export.static_model import NO_TOKEN, StaticEncoder
 from lgq_hf.tokenizer.quantizer_base import Quantizer
 
 Build = Callable[..., Any]

@@ -10,7 +10,7 @@ import fsspec  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 from PIL import Image
 
-from lgq_hf.pictures import read_picture
+from lgq_hf.images.opening import read_picture
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
 
 Stored = (

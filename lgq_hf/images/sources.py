@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from lgq_hf.checkpoint import canonical_sha256
-from lgq_hf.pictures import find_pictures, read_picture
-from lgq_hf.stored_pictures import (
+from lgq_hf.files import canonical_sha256
+from lgq_hf.images.opening import find_pictures, read_picture
+from lgq_hf.images.stored import (
     files_of_split,
     import_datasets,
     load_parquet,
@@ -22,9 +22,12 @@ from lgq_hf.stored_pictures import (
     to_rgb,
     undecoded,
 )
-from lgq_hf.tokens.features import SIZES, TOKENS
 
 KINDS = ("folder", "dataset", "parquet", "webdataset")
+# columns of token shards
+TOKENS = "image_tokens"
+# of pictures whose sizes differ: the grid in tokens, and the picture in pixels before it was padded
+SIZES = ("height", "width", "original_height", "original_width")
 ID, LABEL, CROP, FLIP = "id", "label", "crop", "flip"
 RESERVED = frozenset({TOKENS, ID, LABEL, CROP, FLIP, *SIZES})
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lgq_hf.sheet import draw_grid
+from lgq_hf.images.sheet import draw_grid
 
 COLOURS = [(number, 200, 3 * number) for number in range(1, 6)]
 PICTURES = [Image.new("RGB", (20, 10), colour) for colour in COLOURS]

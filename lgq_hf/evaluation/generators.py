@@ -17,17 +17,17 @@ from PIL import ImageOps
 from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
-from lgq_hf.checkpoint import fingerprint
+from lgq_hf.checkpoint.loading import fingerprint
 from lgq_hf.cost import Clock
+from lgq_hf.evaluation.held_out import held_out_bits
 from lgq_hf.generation.draw import Draw, class_counts, draw_pictures, to_bytes
-from lgq_hf.generation.held_out import held_out_bits
 from lgq_hf.generation.pipeline_base import LGQPipeline
+from lgq_hf.images.sources import FolderSource
+from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.metrics.extractors import Extractor
 from lgq_hf.metrics.frechet import FeatureStatistics, frechet_distance
 from lgq_hf.metrics.precision_recall import precision_recall
 from lgq_hf.provenance import provenance
-from lgq_hf.tokens.encoding import Preprocessing, cut_views
-from lgq_hf.tokens.sources import FolderSource
 
 NEIGHBOURS = 3  # k of precision and recall
 FEWEST = NEIGHBOURS + 1  # pictures on either side

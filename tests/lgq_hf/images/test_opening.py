@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from lgq_hf.pictures import SUFFIXES, find_pictures, formats, open_picture, read_picture
+from lgq_hf.images.opening import SUFFIXES, find_pictures, formats, open_picture, read_picture
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lgq_hf.downloaded import check_downloaded, digest_like
+from lgq_hf.checkpoint.downloaded import check_downloaded, digest_like
 
 
 def test_hashes_are_those_of_git_and_of_lfs(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A program of torch.export as ONNX, and ONNX Runtime: what `lgq_hf.export` needs of both."""
+"""A program of torch.export as ONNX, and ONNX Runtime: what `lgq_hf.export.onnx` needs of both."""
 
 import importlib
 import logging

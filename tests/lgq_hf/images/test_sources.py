@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lgq_hf.checkpoint import Reference
-from lgq_hf.tokens.encoding import Encoding, Preprocessing
+from lgq_hf.checkpoint.loading import Reference
+from lgq_hf.images.sources import DatasetSource, TokenSource, open_source
+from lgq_hf.images.views import Preprocessing
+from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.plan import make_plan
-from lgq_hf.tokens.sources import DatasetSource, TokenSource, open_source
 
 Sources = dict[str, tuple[str, dict[str, Any]]]
 

@@ -12,14 +12,14 @@ from huggingface_hub import HfApi, constants
 from safetensors.torch import save_file
 
 from lgq_hf import LGQModel
-from lgq_hf.hub import check_name, check_ref, prepare, push
-from lgq_hf.publishable import Publication, check_publishable
-from lgq_hf.publishable_card import HERE
+from lgq_hf.hub.publishable import Publication, check_publishable
+from lgq_hf.hub.publishable_card import HERE
+from lgq_hf.hub.push import check_name, check_ref, prepare, push
 from tests.hub_client import turn_to
 from tests.hub_server import READ_TOKEN, Hub
 from tests.lgq_hf.publishing import pipeline_folder, tokenizer_folder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +306,7 @@ import contextlib, io, os, sys
 from pathlib import Path
 from huggingface_hub import hf_hub_download
 from lgq_hf import LGQTokenizer
-from lgq_hf.checkpoint import find_checkpoint
+from lgq_hf.checkpoint.loading import find_checkpoint
 from lgq_hf.cli.main import main
 from lgq_hf.generation import load_pipeline
 from safetensors.torch import load_file
