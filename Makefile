@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # For example TORCH_ARGS="--index-url <address of PyTorch's CPU builds>" where pip's default would bring CUDA.
 TORCH_ARGS ?=
 
-.PHONY: demo test test-gpu check clean render bench-gpu wheel
+.PHONY: demo test test-all test-gpu check clean render bench-gpu wheel
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,8 +19,13 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## tokenize sample photographs with the embedded checkpoint
 	$(BIN)/python -m demo.demo
 
-test: $(VENV)/.installed  ## the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test: $(VENV)/.installed  ## what a change is tried with, in minutes
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.installed  ## the whole suite: compilers, ONNX, processes of their own, a browser, full grids
+	$(PYTEST)
 
 # On a GPU machine whose own environment has torch and triton: make test-gpu BIN=/usr/bin (or wherever python is).
 test-gpu:  ## the Triton kernels and generators on a CUDA device; skipped with the reason where there is none

@@ -18,6 +18,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # tests that fill n
 from lgq_hf import LGQConfig, LGQModel
 from tests.hub_client import turn_to
 from tests.hub_server import Hub, serve
+from tests.ranks import Ranks
 
 _SMALL = {
     "base_channels": 8,
@@ -150,6 +151,21 @@ def _pixels(model: LGQModel, batch: int = 2, grid: tuple[int, int] = (2, 3), see
 def _one_thread() -> None:
     """Small tensors are computed faster by one thread than by several that wait for a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """`ranks(function, *arguments)`: what a function of a module's top level returns in each of two gloo ranks."""
+    pool = Ranks()
+    yield pool
+    pool.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests that share the two ranks run in one of xdist's workers."""
+    for item in items:
+        if "ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
 
 
 @pytest.fixture(scope="session")
