@@ -8,9 +8,13 @@ from pathlib import Path
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ._version import __version__
+from .kernels.ops import define_operators
+from .tokenizer.assignment import use_operators
 from .tokenizer.configuration_lgq import LGQConfig
 from .tokenizer.image_processing_lgq import LGQImageProcessor
 from .tokenizer.modeling_lgq import LGQDecoderOutput, LGQEncoderOutput, LGQModel, LGQOutput
+
+use_operators(define_operators)
 
 # The class itself must not have "Tokenizer" in its name: transformers would save it as a text tokenizer.
 LGQTokenizer = LGQModel

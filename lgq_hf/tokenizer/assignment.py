@@ -19,7 +19,8 @@ In the installed package the last two are `torch.library` operators, one node fo
 file that travels with a checkpoint has the first two.
 """
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -31,14 +32,14 @@ from .assignment_reference import reference_nearest_code, reference_soft_assign
 Distance = Literal["sq_l2", "l2", "cosine", "dot"]
 Backend = Literal["auto", "reference", "chunked", "triton"]
 
-_operators = None
-if __name__ == "lgq_hf.tokenizer.assignment":  # a travelling copy would replace the operators of the package
-    try:  # transformers takes imports outside of `try` for packages that a checkpoint needs
-        from lgq_hf.kernels.ops import define_operators
+# set by `lgq_hf/__init__`: a copy of this file that travels with a checkpoint would replace the package's operators
+_operators: Any = None
 
-        _operators = define_operators(chunked_forward, chunked_backward, chunked_nearest_code)
-    except ImportError as error:
-        raise ImportError("lgq_hf is not installed as a whole: lgq_hf.kernels is missing") from error
+
+def use_operators(define: Callable[..., Any]) -> None:
+    """Lets both functions run as operators that `define(forward, backward, nearest_code)` registers from "chunked"."""
+    global _operators
+    _operators = define(chunked_forward, chunked_backward, chunked_nearest_code)
 
 
 class SoftAssignment(NamedTuple):
@@ -153,4 +154,4 @@ def _check(x: Tensor, centers: Tensor, widths: Tensor | None, distance: str, bac
         raise ValueError("backend='triton' cannot run: its kernels come with the package: pip install lgq_hf")
 
 
-__all__ = ["Backend", "Distance", "SoftAssignment", "nearest_code", "soft_assign"]
+__all__ = ["Backend", "Distance", "SoftAssignment", "nearest_code", "soft_assign", "use_operators"]

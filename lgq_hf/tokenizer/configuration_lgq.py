@@ -2,31 +2,29 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
-# fields that one backbone or quantizer reads, and where they have a say
+logger = logging.get_logger(__name__)
+
+# what transformers adds to a config.json
+_BOOKKEEPING = frozenset({"auto_map", "model_type", "torch_dtype", "transformers_version"})
+
+# fields that one backbone reads
 _READ_BY = {
-    "bottleneck_attention": "lgq",
-    "num_attention_heads": "lgq",
-    "legacy_decoder": "lgq",
-    "latent_group_norm": "lgq",
-    "decoder_num_res_blocks": "lgq",
-    "stem_channels": "vqgan",
-    "decoder_extra_block": "vqgan",
-    "num_mid_blocks": "vqgan",
-    "attention_levels": "vqgan",
-    "mid_attention": "vqgan",
-    "norm_num_groups": "vqgan",
-    "norm_eps": "vqgan",
-    "conv_bias": "vqgan",
-    "downsample": "vqgan",
-    "upsample": "vqgan",
-    "shortcut_on_hidden": "vqgan",
-    "adaptive_group_norm": "vqgan",
-    "encoder_out_kernel": "vqgan",
+    "lgq": (
+        *("bottleneck_attention", "num_attention_heads", "legacy_decoder", "latent_group_norm"),
+        "decoder_num_res_blocks",
+    ),
+    "vqgan": (
+        *("stem_channels", "decoder_extra_block", "num_mid_blocks", "attention_levels", "mid_attention"),
+        *("norm_num_groups", "norm_eps", "conv_bias", "downsample", "upsample", "shortcut_on_hidden"),
+        *("adaptive_group_norm", "encoder_out_kernel"),
+    ),
 }
 # fields that some quantizers read, and which
 _READ_BY_QUANTIZER: dict[str, tuple[str, ...]] = {
@@ -238,6 +236,22 @@ class LGQConfig(PreTrainedConfig):
         """log2(K) bits per token, spread over the pixels that the token stands for."""
         return self.tokens_per_position * math.log2(self.codebook_size) / self.spatial_downsample_factor**2
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "LGQConfig":
+        """As in the base class. What another version of this package wrote and nothing here reads gives a warning:
+        unknown fields, and values of fields that the checkpoint's backbone and quantizer do not read.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)} | cls.attribute_map.keys()
+        unknown = sorted(name for name in config_dict.keys() - fields - _BOOKKEEPING if not name.startswith("_"))
+        unread = [
+            name
+            for name in _without_effect(_DEFAULTS | config_dict)
+            if name in config_dict and _plain(config_dict[name]) != _plain(_DEFAULTS[name])
+        ]
+        if unknown or unread:
+            logger.warning(f"config.json has fields that this model does not read: {[*unknown, *unread]}")
+        return super().from_dict({k: v for k, v in config_dict.items() if k not in unread}, **kwargs)
+
     def validate_architecture(self) -> None:
         """Refuses sizes that no network has and fields that contradict each other (`ValueError`)."""
         sizes = ("in_channels", "base_channels", "num_res_blocks", "num_attention_heads", "latent_channels")
@@ -250,9 +264,10 @@ class LGQConfig(PreTrainedConfig):
             raise ValueError(f"image_size is the side of a picture in pixels, at most {2**16}, got more")
         if not self.channel_multiplier or min(self.channel_multiplier) < 1:
             raise ValueError(f"channel_multiplier needs a positive width per stage, got {self.channel_multiplier}")
-        for name, backbone in _READ_BY.items():
-            if backbone != self.backbone:
-                self._refuse_unread(name, f"backbone='{backbone}'", f"'{self.backbone}'")
+        for name, needed in _without_effect(vars(self)).items():
+            value, default = getattr(self, name), _DEFAULTS[name]
+            if _plain(value) != _plain(default):
+                raise ValueError(f"{name}={value!r} does nothing without {needed}: leave it at {default!r}")
         if (blocks := self.decoder_num_res_blocks) is not None and (
             len(blocks) != len(self.channel_multiplier) or min(blocks) < 1
         ):
@@ -262,12 +277,6 @@ class LGQConfig(PreTrainedConfig):
             )
         if self.backbone == "vqgan":
             self._validate_vqgan()
-
-    def _refuse_unread(self, name: str, reader: str, got: str) -> None:
-        default = next(field.default for field in dataclasses.fields(self) if field.name == name)
-        value = getattr(self, name)
-        if _plain(value) != _plain(default):
-            raise ValueError(f"{name}={value!r} has a meaning for {reader} only, got {got}: leave it at {default!r}")
 
     def _validate_vqgan(self) -> None:
         for name in ("stem_channels", "num_mid_blocks", "norm_num_groups"):
@@ -291,10 +300,6 @@ class LGQConfig(PreTrainedConfig):
         if self.distance not in _DISTANCES[self.quantizer]:
             expected = " or ".join(f"'{distance}'" for distance in _DISTANCES[self.quantizer])
             raise ValueError(f"quantizer='{self.quantizer}' has distance={expected}, got '{self.distance}'")
-        for name, readers in _READ_BY_QUANTIZER.items():
-            if self.quantizer not in readers:
-                meant = " or ".join(f"'{reader}'" for reader in readers)
-                self._refuse_unread(name, f"quantizer={meant}", f"'{self.quantizer}'")
         if self.quantizer in ("lfq", "bsq"):
             self._validate_signs()
         if self.codebook_mode == "product" or self.quantizer == "fsq":
@@ -335,24 +340,8 @@ class LGQConfig(PreTrainedConfig):
             )
         if self.codebook_update == "ema" and self.distance != "sq_l2":
             raise ValueError(f"codebook_update='ema' averages latents and has distance='sq_l2', got '{self.distance}'")
-        self._validate_pairs()
-
-    def _validate_pairs(self) -> None:
-        """Refuses fields that another one's value leaves without effect, and pairs that harm each other."""
-        if not self.dead_code_threshold and self.codebook_update != "ema":
-            self._refuse_without("codebook_decay", "dead_code_threshold or codebook_update='ema'")
-        if not self.entropy_weight:
-            for name in ("entropy_temperature", "entropy_bits"):
-                self._refuse_without(name, "entropy_weight")
-        if self.quantizer == "simvq" and not self.learn_projection:
-            self._refuse_without("commitment_weight", "learn_projection, as a product of table and map does not train")
         if self.dead_code_threshold and self.learn_widths:
             raise ValueError("dead_code_threshold moves codes and leaves their widths: set learn_widths=False")
-
-    def _refuse_without(self, name: str, needed: str) -> None:
-        default = next(field.default for field in dataclasses.fields(self) if field.name == name)
-        if getattr(self, name) != default:
-            raise ValueError(f"{name}={getattr(self, name)!r} does nothing without {needed}: leave it at {default!r}")
 
     def _validate_signs(self) -> None:
         name, bits = self.quantizer, self.codebook_size.bit_length() - 1
@@ -392,6 +381,28 @@ class LGQConfig(PreTrainedConfig):
                 f"{which} quantizes one channel per level: {len(levels)} levels need "
                 f"code_dim={len(levels)}, got {self.quantizer_dim}"
             )
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(LGQConfig)}
+
+
+def _without_effect(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Fields that nothing reads where the others are as they are, and what each would need."""
+    backbone, quantizer = fields["backbone"], fields["quantizer"]
+    result = {
+        name: f"backbone='{reader}'" for reader, names in _READ_BY.items() if reader != backbone for name in names
+    }
+    for name, readers in _READ_BY_QUANTIZER.items():
+        if quantizer not in readers:
+            result[name] = " or ".join(f"quantizer='{reader}'" for reader in readers)
+    if not fields["dead_code_threshold"] and fields["codebook_update"] != "ema":
+        result.setdefault("codebook_decay", "dead_code_threshold or codebook_update='ema'")
+    if not fields["entropy_weight"]:
+        result.setdefault("entropy_temperature", "entropy_weight")
+        result.setdefault("entropy_bits", "entropy_weight")
+    if quantizer == "simvq" and not fields["learn_projection"]:
+        result["commitment_weight"] = "learn_projection, as a product of table and map does not train"
+    return result
 
 
 __all__ = ["LGQConfig"]

@@ -20,11 +20,14 @@ from transformers.image_processing_base import ImageProcessingMixin  # noqa: F40
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import logging
 
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _CHANNEL_COUNTS = (1, 3, 4)
 # Keys that transformers writes to preprocessor_config.json (or once wrote) and hands back to the constructor.
+logger = logging.get_logger(__name__)
+
 _BOOKKEEPING = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 _DOWNLOAD_TIMEOUT_SECONDS = 60
 
@@ -79,6 +82,14 @@ class LGQImageProcessor(PilBackend):
             raise TypeError(f"LGQImageProcessor: unknown options {unknown}; expected some of {sorted(options)}")
         super().__init__(**kwargs)  # type: ignore[misc]  # declared for ImagesKwargs; stores all of valid_kwargs
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in options})
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> "LGQImageProcessor":
+        """As in the base class; options that only another version of this package knows give a warning."""
+        known = {*cls.valid_kwargs.__annotations__, *_BOOKKEEPING}
+        if unknown := sorted(image_processor_dict.keys() - known):
+            logger.warning(f"preprocessor_config.json has options that this image processor does not read: {unknown}")
+        return super().from_dict({k: v for k, v in image_processor_dict.items() if k in known}, **kwargs)
 
     def __call__(self, images: Any, **kwargs: Unpack[LGQImageProcessorKwargs]) -> BatchFeature:  # type: ignore[override]
         """Turns pictures into pixel values.
