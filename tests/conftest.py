@@ -114,8 +114,6 @@ EACH_QUANTIZER = [
     "fsq",
     "wetok",
 ]
-# names of those whose quantizer has a loss
-TRAINABLE = [name for name in MODELS if name != "simvq"]
 
 
 @pytest.fixture
@@ -187,13 +185,13 @@ def make_pixels() -> Callable[..., torch.Tensor]:
     return _pixels
 
 
-@pytest.fixture(params=list(MODELS))
+@pytest.fixture(params=EACH_QUANTIZER)
 def case(request: pytest.FixtureRequest) -> str:
-    """A name in `MODELS`; `parametrize("case", [...], indirect=True)` takes some of them."""
+    """A name in `MODELS`, one for each quantizer; `parametrize("case", MODELS, indirect=True)` takes all of them."""
     return request.param
 
 
-@pytest.fixture(params=TRAINABLE)
+@pytest.fixture(params=EACH_QUANTIZER)
 def trainable(request: pytest.FixtureRequest) -> LGQModel:
     """A model whose quantizer has a loss, in evaluation mode."""
     return _build(request.param)

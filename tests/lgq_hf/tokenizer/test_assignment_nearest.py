@@ -81,13 +81,18 @@ KINDS = [
 ]  # fmt: skip
 
 
+# the quick ones; the rest too in the whole suite
+SOME_KINDS = ["random", "duplicates", "midpoints", "codes far off", "subnormal"]
+EVERY_KIND = [pytest.param(kind, marks=[] if kind in SOME_KINDS else [pytest.mark.slow]) for kind in KINDS]
+
+
 def spread_widths(codes: int) -> Tensor:
     """From 1e-3 to 1e3."""
     return 10 ** (6 * uniform(9, codes) - 3)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_equals_the_definition_in_every_element(kind: str, distance: str) -> None:
     for channels, rows, codes in ((1, 40, 70), (3, 50, 200), (8, 60, 300), (64, 40, 129), (512, 9, 65)):
         x, centers = draw(kind, rows, codes, channels)
@@ -99,7 +104,7 @@ def test_equals_the_definition_in_every_element(kind: str, distance: str) -> Non
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_depends_on_nothing_but_the_row(kind: str, distance: str, request: pytest.FixtureRequest) -> None:
     """Any batch and any block size give the same token."""
     x, centers = draw(kind, 60, 150, 5)
@@ -204,7 +209,7 @@ def test_numbers_that_are_not_finite_stay_in_their_row(bad: float, distance: str
         assert (index >= 0).all() and (index < 100).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_never_holds_the_matrix(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the worst cases, too, no tensor is larger than a few blocks."""
     monkeypatch.setitem(assignment_nearest._BLOCK_BYTES, "cpu", 2**14)

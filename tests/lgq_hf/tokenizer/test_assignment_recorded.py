@@ -14,7 +14,9 @@ from lgq_hf.tokenizer.assignment import nearest_code, soft_assign
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "lgq_official"
 MODES = sorted(folder.name for folder in FIXTURES.glob("lgq_flat_*"))
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-TRITON = pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"))
+TRITON = pytest.param(
+    "triton", marks=[pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"), pytest.mark.slow]
+)
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked", TRITON])

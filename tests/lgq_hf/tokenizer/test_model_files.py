@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 import lgq_hf.tokenizer
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
-from tests.conftest import EACH_QUANTIZER
+from tests.conftest import MODELS
 
 CODE = {path.name for path in Path(lgq_hf.tokenizer.__file__).parent.glob("*.py")} - {"__init__.py"}
 
@@ -44,6 +44,7 @@ def assert_same_output(model: nn.Module, expected: nn.Module, pixels: Tensor) ->
 # --- what is written
 
 
+@pytest.mark.parametrize("case", ["sq_l2"], indirect=True)
 def test_a_checkpoint_holds_weights_config_and_code(model: LGQModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
@@ -60,6 +61,7 @@ def test_a_checkpoint_holds_weights_config_and_code(model: LGQModel, tmp_path: P
         assert set(file.keys()) == set(model.state_dict())
 
 
+@pytest.mark.parametrize("case", ["sq_l2"], indirect=True)
 def test_a_processor_brings_its_code_too(model: LGQModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     LGQImageProcessor().save_pretrained(tmp_path)
@@ -71,14 +73,7 @@ def test_a_processor_brings_its_code_too(model: LGQModel, tmp_path: Path) -> Non
 # --- that it comes back
 
 
-def test_what_does_not_learn_stays_so(case: str, build_model: Callable[..., LGQModel], tmp_path: Path) -> None:
-    model = build_model(case)
-    model.save_pretrained(tmp_path)
-    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    loaded = LGQModel.from_pretrained(tmp_path)
-    assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == wanted
-
-
+@pytest.mark.parametrize("case", MODELS, indirect=True)
 def test_round_trip(model: LGQModel, tmp_path: Path, make_pixels: Callable[..., Tensor]) -> None:
     model.save_pretrained(tmp_path)
     loaded, info = LGQModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -92,6 +87,8 @@ def test_round_trip(model: LGQModel, tmp_path: Path, make_pixels: Callable[..., 
     }
     if model.config.quantizer == "lgq":
         assert loaded.quantizer.temperature.item() == 0.375  # not the 0.5 of its config
+    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == learns
     assert_same_model(loaded, model, make_pixels(model))
     again = tmp_path / "again"
     loaded.save_pretrained(again)
@@ -141,11 +138,9 @@ def test_loaded_in_half_precision(
         assert torch.equal(tensor, loaded.quantizer.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("case", EACH_QUANTIZER, indirect=True)
-@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}], ids=str)
-def test_device_map(model: LGQModel, device_map: Any, tmp_path: Path, make_pixels: Callable[..., Tensor]) -> None:
+def test_device_map(model: LGQModel, tmp_path: Path, make_pixels: Callable[..., Tensor]) -> None:
     model.save_pretrained(tmp_path)
-    assert_same_model(LGQModel.from_pretrained(tmp_path, device_map=device_map), model, make_pixels(model))
+    assert_same_model(LGQModel.from_pretrained(tmp_path, device_map="auto"), model, make_pixels(model))
 
 
 def _offload(model: LGQModel, *parts: str) -> dict[str, str]:
@@ -156,10 +151,9 @@ def _offload(model: LGQModel, *parts: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "parts",
-    [("encoder", "quantizer", "decoder"), ("encoder",), ("quantizer",), ("decoder",), ("",)],
+    [("",), ("quantizer",), pytest.param(("encoder", "decoder"), marks=pytest.mark.slow)],
     ids=lambda parts: "+".join(parts) or "everything",
 )
-@pytest.mark.parametrize("case", EACH_QUANTIZER, indirect=True)
 def test_offloaded_to_disk(
     model: LGQModel, parts: tuple[str, ...], tmp_path: Path, make_pixels: Callable[..., Tensor]
 ) -> None:
@@ -262,19 +256,12 @@ def changed_checkpoint(build_model: Callable[..., LGQModel], tmp_path: Path) -> 
     return write
 
 
-@pytest.mark.parametrize("load", [LGQModel.from_pretrained, AutoModel.from_pretrained], ids=["LGQModel", "AutoModel"])
-@pytest.mark.parametrize("options", [{}, {"output_loading_info": True}, {"dtype": torch.bfloat16}], ids=str)
 @pytest.mark.parametrize(("change", "message"), CHANGES)
-def test_refuses_other_tensors(
-    change: Change,
-    message: str,
-    options: dict[str, Any],
-    load: Callable[..., Any],
-    changed_checkpoint: Callable[[Change], Path],
-) -> None:
+def test_refuses_other_tensors(change: Change, message: str, changed_checkpoint: Callable[[Change], Path]) -> None:
     folder = changed_checkpoint(change)
-    with pytest.raises(ValueError, match=rf"the weights in '{folder}' do not fit the LGQModel.*{message}Nothing was"):
-        load(folder, **options)
+    for load in (LGQModel.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match=rf"'{folder}' .*{message}"):
+            load(folder)
 
 
 def test_refuses_a_config_that_does_not_belong_to_the_weights(
@@ -304,12 +291,6 @@ def test_shapes_may_differ_where_that_is_asked_for(
         LGQModel.from_pretrained(missing, ignore_mismatched_sizes=True)
 
 
-def test_refuses_a_folder_without_weights(build_model: Callable[..., LGQModel], tmp_path: Path) -> None:
-    build_model("sq_l2").config.save_pretrained(tmp_path)
-    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
-        LGQModel.from_pretrained(tmp_path)
-
-
 # --- Auto classes, with the package imported
 
 
@@ -327,9 +308,3 @@ def test_auto_classes_give_the_installed_classes(
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(processor) is LGQImageProcessor
     assert list(processor.image_mean) == [0.1, 0.2, 0.3]
-
-
-def test_auto_model_from_a_config(build_model: Callable[..., LGQModel]) -> None:
-    model = AutoModel.from_config(build_model("product").config)
-    assert type(model) is LGQModel
-    assert model.quantizer.levels == [4, 4, 2]

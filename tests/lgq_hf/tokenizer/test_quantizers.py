@@ -2,17 +2,12 @@
 
 import dataclasses
 import itertools
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.distributed as dist
 
 from lgq_hf import LGQConfig, LGQModel
 from lgq_hf.tokenizer.quantizer_base import (
@@ -23,6 +18,7 @@ from lgq_hf.tokenizer.quantizer_base import (
     mean_or_zero,
     straight_through,
 )
+from tests.ranks import Ranks
 
 TINY = {"base_channels": 8, "channel_multiplier": [1, 1], "num_res_blocks": 1, "bottleneck_attention": False}
 
@@ -262,39 +258,12 @@ def test_product_tokens_are_mixed_radix_with_the_last_channel_fastest() -> None:
     assert quantizer._to_tokens(bins).tolist() == [0, 1, 5, 15, 59]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "message"),
-    [
-        (torch.zeros(3, 4, dtype=torch.long), r"expected image_tokens \(B, h, w\), got shape \(3, 4\)"),
-        (torch.zeros(1, 2, 2), "expected integer image_tokens, got torch.float32"),
-        (torch.zeros(1, 2, 2, dtype=torch.bool), "expected integer image_tokens, got torch.bool"),
-        (torch.full((1, 1, 1), 40), r"must lie in \[0, 40\), got values from 40 to 40"),
-        (torch.tensor([[[-1, 3]]]), r"must lie in \[0, 40\), got values from -1 to 3"),
-    ],
-)
-def test_bad_tokens_are_refused(tokens: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build(CASES["sq_l2"]).codes_from_tokens(tokens)
-
-
 def test_bad_latents_are_refused(case: Case) -> None:
     quantizer = build(case)
     with pytest.raises(ValueError, match=rf"expected latents \(B, {quantizer.code_dim}, h, w\), got shape"):
         quantizer(torch.zeros(2, quantizer.code_dim + 1, 3, 3))
     with pytest.raises(ValueError, match=r"expected floating point latents, got torch\.int64"):
         quantizer(torch.zeros(2, quantizer.code_dim, 3, 3, dtype=torch.long))
-
-
-def test_per_channel_tokens_need_their_last_dimension() -> None:
-    with pytest.raises(ValueError, match=r"expected image_tokens \(B, h, w, 6\), got shape \(1, 2, 2\)"):
-        build(CASES["per_channel"]).codes_from_tokens(torch.zeros(1, 2, 2, dtype=torch.long))
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
-def test_any_integer_type_is_a_token(case: Case, dtype: torch.dtype) -> None:
-    quantizer = build(case).eval()
-    tokens = quantizer(draw(quantizer)).image_tokens
-    assert torch.equal(quantizer.codes_from_tokens(tokens.to(dtype)), quantizer.codes_from_tokens(tokens))
 
 
 # 4. Precision
@@ -412,32 +381,31 @@ def test_straight_through_is_exact_and_routes_the_gradient() -> None:
 # 6. Two processes
 
 
-MOVED = ["revived"]  # dead codes move onto other latents where there are two processes, but the same in both
 DISTRIBUTED = [name for name, case in CASES.items() if case.two_processes]
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which two processes have left their results for all cases of DISTRIBUTED."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    for name in [*DISTRIBUTED, *MOVED]:
-        quantizer = build(CASES[name])
-        fields = TINY | {"latent_channels": 6} | CASES[name].fields
-        (folder / f"{name}.json").write_text(json.dumps(fields))
-        torch.save({"latents": draw(quantizer, batch=4), "state": quantizer.state_dict()}, folder / f"{name}.pt")
-    script = Path(__file__).with_name("quantizer_on_two_ranks.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, folder, *DISTRIBUTED, *MOVED], env=environment, check=True, timeout=300)
-    return folder
+def train_on_a_half(name: str, state: dict[str, torch.Tensor], latents: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What one step leaves in a rank that has its half of the latents."""
+    quantizer = build(CASES[name]).train()
+    quantizer.load_state_dict(state)
+    half = latents.chunk(2)[dist.get_rank()].clone().requires_grad_()
+    result = quantizer(half)
+    result.loss.backward()
+    found = {"loss": result.loss.detach(), "grad_latents": half.grad}
+    found |= {f"grad.{key}": tensor.grad for key, tensor in quantizer.named_parameters() if tensor.requires_grad}
+    quantizer.observe(half.detach(), result.image_tokens)
+    quantizer.end_step(torch.tensor(False))
+    found |= {f"state.{key}": tensor.detach() for key, tensor in quantizer.state_dict().items()}
+    return found | {f"statistic.{key}": value for key, value in result.statistics.items()}
 
 
 @pytest.mark.parametrize("name", DISTRIBUTED)
-def test_two_processes_on_half_batches_equal_one_on_the_whole(name: str, two_ranks: Path) -> None:
+def test_two_processes_on_half_batches_equal_one_on_the_whole(name: str, ranks: Ranks) -> None:
     quantizer = build(CASES[name]).train()
     latents = draw(quantizer, batch=4).requires_grad_()
+    halves = ranks(train_on_a_half, name, quantizer.state_dict(), latents.detach())
     result = quantizer(latents)
     result.loss.backward()
-    halves = [load_file(two_ranks / f"{name}.{rank}.safetensors") for rank in range(2)]
     # DDP averages the ranks' gradients of shared parameters; each rank's latents count half
     torch.testing.assert_close((halves[0]["loss"] + halves[1]["loss"]) / 2, result.loss.detach(), rtol=1e-5, atol=1e-7)
     for parameter, tensor in quantizer.named_parameters():
@@ -452,26 +420,24 @@ def test_two_processes_on_half_batches_equal_one_on_the_whole(name: str, two_ran
     both = torch.cat([half["grad_latents"] for half in halves]) / 2
     torch.testing.assert_close(both, latents.grad, rtol=1e-4, atol=1e-8)
     wanted = {"usage_loss", "soft_perplexity", "usage_entropy", "perplexity", "codebook_usage"}
-    for statistic in wanted & result.statistics.keys():
-        for half in halves:
-            torch.testing.assert_close(
-                half[f"statistic.{statistic}"], result.statistics[statistic], rtol=1e-5, atol=1e-6
-            )
+    for statistic, half in itertools.product(wanted & result.statistics.keys(), halves):
+        torch.testing.assert_close(half[f"statistic.{statistic}"], result.statistics[statistic], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MOVED)
-def test_dead_codes_move_alike_in_two_processes(name: str, two_ranks: Path) -> None:
-    first, second = (load_file(two_ranks / f"{name}.{rank}.safetensors") for rank in range(2))
-    given = torch.load(two_ranks / f"{name}.pt", weights_only=True)
-    for key in given["state"]:
+def test_dead_codes_move_alike_in_two_processes(ranks: Ranks) -> None:
+    """Onto other latents than in one process, but the same in both, and of both."""
+    quantizer = build(CASES["revived"])
+    state, latents = quantizer.state_dict(), draw(quantizer, batch=4)
+    first, second = ranks(train_on_a_half, "revived", state, latents)
+    for key in state:
         assert torch.equal(first[f"state.{key}"], second[f"state.{key}"]), key
-    moved = (first["state.centers"] != given["state"]["centers"]).any(1)
-    rows = given["latents"].permute(0, 2, 3, 1).flatten(0, 2)
+    moved = (first["state.centers"] != state["centers"]).any(1)
+    rows = latents.permute(0, 2, 3, 1).flatten(0, 2)
     distance, place = torch.cdist(
         first["state.centers"][moved], rows, compute_mode="donot_use_mm_for_euclid_dist"
     ).min(1)
     assert distance.max() < 1e-5
-    assert (place < len(rows) // 2).any() and (place >= len(rows) // 2).any()  # of both processes
+    assert (place < len(rows) // 2).any() and (place >= len(rows) // 2).any()
 
 
 # 7. Symmetries and limits

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lgq_hf import LGQImageProcessor, LGQModel
 
+pytestmark = pytest.mark.slow
 NAMES = ["sq_l2", "l2_widths_f8", "identity_projected_f16", "per_channel_widths", "product"]
 
 # Runs in the other process. argv: the folder of checkpoints, and where to leave results.
