@@ -22,10 +22,6 @@ from tests.largest_tensor import LargestTensor
 
 RARE = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float64)]
 DTYPES = [torch.float32, torch.bfloat16, *RARE]
-    torch.float32,
-    torch.bfloat16,
-    *(pytest.param(d, marks=pytest.mark.slow) for d in (torch.half, torch.double)),
-]
 
 # How far apart the scores (see `score`) of two codes may lie for a token to differ between runs that round
 # differently: twice the largest change of any score here when each latent moves by one unit in its last place; in fp32
