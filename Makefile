@@ -7,16 +7,26 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # For example TORCH_ARGS="--index-url <address of PyTorch's CPU builds>" where pip's default would bring CUDA.
 TORCH_ARGS ?=
 
-.PHONY: demo test test-all test-gpu check clean render bench-gpu wheel
+.PHONY: demo test test-all test-gpu check clean docs render bench-gpu wheel
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+PIP = $(BIN)/python -m pip install --quiet -c constraints.txt
+
+$(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_ARGS) $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) $(TORCH_ARGS) $(TORCH)
 	touch $@
 
-demo: $(VENV)/.installed  ## tokenize sample photographs with the embedded checkpoint
+# what the demo needs: the package and the photographs
+$(VENV)/.demo: $(VENV)/.torch setup.cfg pyproject.toml
+	$(PIP) -e '.[samples]'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch setup.cfg pyproject.toml
+	$(PIP) -e '.[dev]'
+	touch $(VENV)/.demo $@
+
+demo: $(VENV)/.demo  ## tokenize sample photographs with the embedded checkpoint
 	$(BIN)/python -m demo.demo
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -44,14 +54,16 @@ check: $(VENV)/.installed  ## style, types, import directions
 wheel: $(VENV)/.installed  ## builds the package, and uses the wheel in an empty environment, outside of the checkout
 	$(BIN)/python -m tests.check_wheel --torch-args "$(TORCH_ARGS)"
 
-render: demo  ## README, its picture and cards from results/*.json
+docs: $(VENV)/.installed  ## the documentation as a site, with the API from the docstrings, in site/
+	$(BIN)/zensical build
+
+render: $(VENV)/.installed demo  ## README, its picture and cards from results/*.json
 	cp demo/reconstruction.png docs/images/reconstruction.png
 	$(BIN)/python -m model_cards.picture lgq-tiny demo/reconstruction.png
 	$(BIN)/python -m demo.demo --model model_cards/lgq-16k -o demo/lgq-16k.png
 	$(BIN)/python -m model_cards.picture lgq-16k demo/lgq-16k.png
 	$(BIN)/python -m model_cards.render
-	$(BIN)/python docs/make_api.py
 	$(BIN)/python -m benchmarks.tables
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

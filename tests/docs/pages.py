@@ -46,39 +46,27 @@ def read(page: str) -> str:
 
 
 def blocks_of(text: str, page: str = "page.md") -> list[Block]:
-    """Fenced blocks in their order.
-
-    `<!-- not run: REASON -->` before a Python block says why that block cannot run in a test.
-
-    Raises:
-        ValueError: a fence that is never closed, such a comment without a reason, or in front of anything else.
-    """
+    """Fenced blocks in their order; `<!-- not run: REASON -->` before a Python block says why it cannot run."""
     blocks: list[Block] = []
     opened: tuple[int, str, int] | None = None
     code: list[str] = []
-    comment: tuple[int, str] | None = None
+    not_run: str | None = None
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
         if opened is not None:
             if stripped == "```":
                 first, language, indent = opened
                 lines = "\n".join(one[indent:] if not one[:indent].strip() else one for one in code)
-                blocks.append(Block(page, first + 1, language, lines + "\n", None if comment is None else comment[1]))
-                opened, comment, code = None, None, []
+                blocks.append(Block(page, first + 1, language, lines + "\n", not_run))
+                opened, not_run, code = None, None, []
             else:
                 code.append(line)
         elif match := _FENCE.fullmatch(stripped):
             opened = number, match[1].lower(), len(line) - len(line.lstrip())
-            if comment is not None and opened[1] != "python":
-                raise ValueError(f"{page}:{comment[0]}: a `not run` comment is for a Python block")
         elif match := _NOT_RUN.fullmatch(stripped):
-            comment = number, match[1].strip()
-            if not comment[1]:
-                raise ValueError(f"{page}:{number}: expected a reason, <!-- not run: needs a GPU -->")
-        elif stripped and comment is not None:
-            raise ValueError(f"{page}:{comment[0]}: expected a Python block behind a `not run` comment")
-    if opened is not None or comment is not None:
-        raise ValueError(f"{page}: the last block is not closed, or a `not run` comment has none")
+            not_run = match[1].strip()
+            assert not_run, f"{page}:{number}: expected a reason, <!-- not run: needs a GPU -->"
+    assert opened is None, f"{page}: the last block is not closed"
     return blocks
 
 

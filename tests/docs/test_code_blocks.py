@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from lgq_hf.cli.main import build_parser
-from tests.docs.pages import ROOT, Block, blocks_of, commands_of, pages, read
-from tests.docs.run_pages import run_blocks
+from tests.docs.pages import ROOT, blocks_of, commands_of, pages, read
 
 BLOCKS = {page: blocks_of(read(page), page) for page in pages()}
 WITH_PYTHON = [page for page, blocks in BLOCKS.items() if any(block.language == "python" for block in blocks)]
@@ -107,90 +106,6 @@ def _problem_of_module(module: str, words: list[str]) -> str | None:
         except (OSError, ValueError) as error:
             return str(error)
     return None
-
-
-@pytest.mark.parametrize(
-    ("command", "problem"),
-    [
-        ("lgq encode photos/", "required: -o"),
-        ("lgq translate photos/ -o out", "invalid choice"),
-        ("torchrun --nproc-per-node 8 --no-python lgq tokenize imagenet/ --outptu tokens", "unrecognized"),
-        ("make demo tset", "no target tset"),
-        ("pip install -e '.[trian]'", "no extra trian"),
-        ("python -m training.corpsu --output corpus", "no module training.corpsu"),
-        ("python -m lgq_hf.tokens", "no module lgq_hf.tokens"),  # a package that cannot be run
-        ("python docs/make_pai.py --check", "no file"),
-        ("accelerate launch -m training.train_tokenizer --config training/recipes/none.yaml", "none.yaml"),
-        (
-            "accelerate launch -m training.train_tokenizer --config training/recipes/tiny_cpu.yaml data.pth=x",
-            "unknown keys ['pth'] in data",
-        ),
-        (
-            "ACCELERATE_USE_CPU=true torchrun -m training.train_generator --config training/recipes/tiny_cpu.yaml",
-            "tiny_cpu.yaml",
-        ),
-    ],
-)
-def test_a_wrong_command_is_found(command: str, problem: str) -> None:
-    block = Block("page.md", 1, "", f"{command}   # with a comment\n")
-    assert [problem in str(problem_of(words)) for words in commands_of(block)] == [True]
-
-
-def test_commands_are_found_on_long_lines_and_in_loops() -> None:
-    code = "for s in a b; do\n  lgq tokenize photos/$s \\\n      --output tokens [--size 64]  # twice\ndone\n"
-    found = list(commands_of(Block("page.md", 1, "", code)))
-    assert found[1] == ["lgq", "tokenize", "photos/$s", "--output", "tokens", "--size", "64"]
-    assert not list(commands_of(Block("page.md", 1, "yaml", code)))
-
-
-PAGE = """# A page
-<!-- not run: needs a GPU -->
-
-```python
-unknown_name
-```
-- in a list
-  ```python
-  a = 1
-  ```
-```
-lgq info
-```
-```python
-b = a + {}
-```
-"""
-
-
-def test_blocks_run_in_their_order_and_a_failure_has_the_page_and_line() -> None:
-    blocks = blocks_of(PAGE.format("1"), "docs/page.md")
-    assert [(block.line, block.language, block.not_run) for block in blocks] == [
-        (5, "python", "needs a GPU"),
-        (9, "python", None),
-        (12, "", None),
-        (15, "python", None),
-    ]
-    assert run_blocks(blocks) is None
-    failed = run_blocks(blocks_of(PAGE.format("missing"), "docs/page.md"))
-    assert failed is not None and 'File "docs/page.md", line 15' in failed and "'missing'" in failed
-    broken = run_blocks(blocks_of(PAGE.replace("unknown_name", "1 +"), "docs/page.md"))
-    assert broken is not None and "SyntaxError" in broken  # what does not run is compiled
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("<!-- not run -->\n```python\n1\n```\n", "page.md:1: expected a reason"),
-        ("<!-- not run: -->\n```python\n1\n```\n", "page.md:1: expected a reason"),
-        ("<!-- not run: needs a GPU -->\ntext\n```python\n1\n```\n", "expected a Python block behind"),
-        ("<!-- not run: needs a GPU -->\n```\nlgq info\n```\n", "is for a Python block"),
-        ("<!-- not run: needs a GPU -->\n", "has none"),
-        ("```python\n1\n", "not closed"),
-    ],
-)
-def test_a_comment_without_a_reason_or_a_block_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        blocks_of(text)
 
 
 def test_no_block_escapes_by_its_language() -> None:

@@ -31,8 +31,3 @@ def test_the_index_names_every_page_of_docs() -> None:
     named = {link.partition("#")[0] for link in links_of(read("docs/index.md"))}
     docs = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")} - {"index.md"}
     assert docs <= named
-
-
-def test_a_broken_link_is_found() -> None:
-    text = "# One `two`, three\n[a](#one-two-three) [b](#four) [c](missing.md) [d](../README.md#nothing) `[e](no.md)`"
-    assert broken_links("docs/page.md", text) == ["#four", "missing.md", "../README.md#nothing"]

@@ -36,11 +36,6 @@ def test_settings_are_fields_of_recipes(page: str) -> None:
     assert set(settings_of(read(page))) <= known_settings()
 
 
-def test_a_misspelt_setting_is_found() -> None:
-    found = settings_of("`data.max_brokn` `model.code_dim=8` `discriminator.safetensors` `quantizer.init_method=keep`")
-    assert set(found) - known_settings() == {("data", "max_brokn")}
-
-
 def test_bits_in_the_table_of_choosing_a_tokenizer() -> None:
     text = read("docs/choosing_a_tokenizer.md")
     factors = [int(factor) for factor in re.findall(r"f(\d+)", text[text.index("| bits a pixel") :].split("\n")[0])]
