@@ -42,18 +42,6 @@ def test_a_code_is_the_mean_of_its_latents_with_a_fading_memory() -> None:
     assert int(upkeep.steps) == 3
 
 
-def test_passes_are_one_step() -> None:
-    together, apart = make(), make()
-    codebooks = [torch.zeros(5, 3), torch.zeros(5, 3)]
-    (rows, tokens), (more, others) = passes()
-    together.observe(torch.cat([rows, more]), torch.cat([tokens, others]))
-    apart.observe(rows, tokens)
-    apart.observe(more, others)
-    for upkeep, codebook in zip((together, apart), codebooks, strict=True):
-        upkeep.end_step(codebook, TAKE)
-    torch.testing.assert_close(*codebooks)
-
-
 def test_a_step_that_is_called_off_changes_nothing() -> None:
     upkeep, codebook = make(dead_below=0.5), torch.ones(5, 3)
     upkeep.restart(codebook)
@@ -89,18 +77,6 @@ def test_dead_codes_move_onto_latents_and_used_ones_stay(averages: bool) -> None
     torch.testing.assert_close(codebook[4], moved, rtol=1e-4, atol=1e-4)
 
 
-def test_dead_codes_move_onto_different_latents() -> None:
-    upkeep, codebook = CodebookUpkeep(100, 3, decay=0.0, dead_below=0.5, averages=False), torch.zeros(100, 3)
-    rows = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
-    upkeep.observe(rows, torch.zeros(400, dtype=torch.long))
-    upkeep.end_step(codebook, TAKE)
-    assert len(codebook[1:].unique(dim=0)) == 99
-    first = codebook.clone()
-    upkeep.observe(rows, torch.zeros(400, dtype=torch.long))
-    upkeep.end_step(codebook, TAKE)
-    assert not torch.equal(codebook, first)
-
-
 def test_a_table_that_was_not_placed_here_is_kept() -> None:
     upkeep, codebook = make(), torch.full((5, 3), 7.0)
     upkeep.init_weights()
@@ -127,15 +103,6 @@ def test_an_empty_step_changes_nothing() -> None:
     upkeep.observe(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
     upkeep.end_step(codebook, TAKE)
     assert torch.equal(codebook, torch.ones(5, 3)) and int(upkeep.steps) == 0
-
-
-def test_a_configuration_asks_for_it_or_not() -> None:
-    assert CodebookUpkeep.of(LGQConfig()) is None
-    assert CodebookUpkeep.of(LGQConfig(quantizer="vq")) is None
-    ema = CodebookUpkeep.of(LGQConfig(quantizer="vq", codebook_update="ema", codebook_decay=0.8, codebook_size=9))
-    assert ema is not None and ema.means_KC is not None and (ema.decay, ema.dead_below) == (0.8, 0.0)
-    revived = CodebookUpkeep.of(LGQConfig(dead_code_threshold=0.25, codebook_size=9))
-    assert revived is not None and revived.means_KC is None and revived.dead_below == 0.25
 
 
 def test_the_average_stays_with_a_codebook_that_was_placed() -> None:

@@ -113,21 +113,6 @@ def test_empty_batch(model: LGQModel, make_pixels: Callable[..., Tensor]) -> Non
     assert decoded.shape == output.decoded_pixel_values.shape == pixels.shape
 
 
-def test_a_single_token(trainable: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
-    """One picture of one grid position: a single value per channel for the norms, in both modes."""
-    model = trainable
-    if model.config.adaptive_group_norm:
-        pytest.skip("see the next test")
-    pixels = make_pixels(model, 1, (1, 1))
-    tokens = model(pixels).image_tokens
-    output = model.train()(pixels)
-    assert torch.equal(output.image_tokens, tokens)
-    (output.decoded_pixel_values.square().mean() + output.embedding_loss).backward()
-    assert output.decoded_pixel_values.shape == pixels.shape
-    learned = [p for p in model.parameters() if p.requires_grad]
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in learned)
-
-
 @torch.no_grad()
 def test_a_single_token_has_no_variance_for_adaptive_norms(
     model: LGQModel, make_pixels: Callable[..., Tensor]

@@ -107,12 +107,11 @@ def test_one_step_of_training_moves_every_part(model: LGQModel, make_pixels: Cal
     assert last < first
 
 
-@pytest.mark.parametrize("enable", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize(
     "case", ["sq_l2", "cosine_no_attention", "identity_projected_f16", "vqgan_lgq"], indirect=True
 )
-def test_gradient_checkpointing(model: LGQModel, enable: str, make_pixels: Callable[..., Tensor]) -> None:
+def test_gradient_checkpointing(model: LGQModel, make_pixels: Callable[..., Tensor]) -> None:
     """Same loss and gradients; every block runs twice, and far less is kept for the backward pass."""
     pixels = make_pixels(model, 2, (3, 3))
     runs = dict.fromkeys((n for n, m in model.named_modules() if type(m).__name__.endswith("Block")), 0)
@@ -147,7 +146,7 @@ def test_gradient_checkpointing(model: LGQModel, enable: str, make_pixels: Calla
     model.train()
     loss, expected, memory, times = step()
     assert times == {1}
-    getattr(model, enable)()
+    model.gradient_checkpointing_enable()
     checkpointed_loss, checkpointed, checkpointed_memory, times = step()
     assert times == {2}
     assert checkpointed_memory < 0.6 * memory
