@@ -16,7 +16,9 @@ def exact(x: torch.Tensor, centers: torch.Tensor, widths: torch.Tensor | None, d
                         backend="reference").to(DEVICE)  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, *(pytest.param(d, marks=pytest.mark.slow) for d in (torch.bfloat16, torch.half))]
+)
 @pytest.mark.parametrize("with_widths", [False, True])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_equal_to_float64(distance: str, with_widths: bool, dtype: torch.dtype) -> None:

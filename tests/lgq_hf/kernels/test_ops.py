@@ -67,6 +67,7 @@ def test_one_graph_and_no_recompilation(backend: str, hold_x: bool) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inductor(backend: str) -> None:
     """With rows as a quantizer makes them of one image: a view whose strides are not those of a new tensor."""
@@ -103,6 +104,7 @@ def test_refused_with_the_reason(x: Tensor, centers: Tensor, message: str) -> No
         nearest_code(x, centers, backend="triton")
 
 
+@pytest.mark.slow
 def test_refused_where_kernels_cannot_run() -> None:
     """Without triton, in a fork, and with it, on a CPU; importing the package does not import the kernels."""
     script = """

@@ -58,7 +58,7 @@ def test_values_and_gradients(distance: str, widths: bool, hold_x: bool) -> None
         assert error <= 8 * of_reference[name] + 1e-6, name
 
 
-@pytest.mark.parametrize("tau", [1e-3, 0.1, 100.0])
+@pytest.mark.parametrize("tau", [0.1, *(pytest.param(tau, marks=pytest.mark.slow) for tau in (1e-3, 100.0))])
 @pytest.mark.parametrize("kind", LATENTS)
 @pytest.mark.parametrize("distance", ["sq_l2", "l2"])
 def test_error_stays_within_that_of_the_eager_formulas(distance: str, kind: str, tau: float) -> None:
@@ -81,7 +81,7 @@ def test_error_stays_within_that_of_the_eager_formulas(distance: str, kind: str,
         assert error <= budget, f"{name}: {error} against {of_reference[name]} and {of_expanded[name]}"
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_low_precision_is_no_worse_than_twice_the_eager_formula(distance: str, dtype: torch.dtype) -> None:
     inputs = Inputs(*(t.to(dtype) for t in draw("random", rows=100, codes=130, channels=16)))
