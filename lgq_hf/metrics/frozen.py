@@ -1,8 +1,11 @@
 """What networks that measure have in common: they never learn, and they say which weights they have."""
 
-from typing import Self
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lgq_hf.files import file_sha256 as sha256_of
@@ -37,6 +40,43 @@ class FrozenNetwork(nn.Module):
         return pictures.to(next(self.parameters()).dtype)
 
 
+def read_weights(
+    path: str | Path, option: str, meant: str, names: Iterable[str], ignored: str = ""
+) -> dict[str, Tensor]:
+    """The tensors called `names` of a state dict, in fp32; no code in the file runs, and nothing is downloaded.
+
+    Args:
+        path: a state dict as .safetensors, or by any other name as `torch.save` writes it.
+        option: what the caller calls the file, for messages.
+        meant: which file is expected, for messages.
+        names: of all tensors that have to be there; there must be no others.
+        ignored: what names of tensors hold that may be there all the same, and are left out.
+
+    Raises:
+        FileNotFoundError: no such file; says which file is meant.
+        ValueError: not a state dict of finite floats, or other names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}: no file {path}. Expected {meant}; nothing is downloaded: give its path")
+    try:
+        safe = path.suffix == ".safetensors"
+        state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        state = {name: value for name, value in state.items() if not (ignored and ignored in name)}
+        finite = all(bool(value.isfinite().all()) for value in state.values())
+    except Exception as error:  # what torch.load raises depends on what the file is
+        raise ValueError(
+            f"{option}: {path} cannot be read as a state dict ({type(error).__name__}); expected {meant}"
+        ) from error
+    if other := sorted(set(names) ^ state.keys()):
+        raise ValueError(
+            f"{option}: {path}: tensors missing or not expected: {', '.join(other[:4])}; expected {meant}"
+        )
+    if not finite:
+        raise ValueError(f"{option}: {path} holds NaN or infinities; expected {meant}")
+    return {name: value.detach().float() for name, value in state.items()}
+
+
 def check_pair(a: Tensor, b: Tensor) -> None:
     """Refuses two batches of pictures of different shapes with a ValueError."""
     if a.shape != b.shape:
@@ -55,4 +95,4 @@ def unit_difference(one: Tensor, other: Tensor) -> Tensor:
     return (units[0] - units[1]).square()
 
 
-__all__ = ["FrozenNetwork", "check_pair", "sha256_of", "unit_difference"]
+__all__ = ["FrozenNetwork", "check_pair", "read_weights", "sha256_of", "unit_difference"]

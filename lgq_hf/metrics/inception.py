@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lgq_hf.metrics.frozen import FrozenNetwork, sha256_of
-from lgq_hf.metrics.weight_files import read_weights
+from lgq_hf.metrics.frozen import FrozenNetwork, read_weights, sha256_of
 
 REFERENCE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_FILE = (
@@ -181,9 +180,9 @@ class InceptionV3Fid(FrozenNetwork):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another `resize`, or the file is not what is meant: not a state dict, tensors that are missing,
-            left over or of another shape (counts of batches apart, which do nothing), NaN or infinities, or variances
-            below 0.
+        ValueError: another `resize`, or the file is not what is meant: not a state dict, tensors that are missing or
+            left over (counts of batches apart, which do nothing), NaN or infinities, or variances below 0.
+        RuntimeError: tensors of another shape, from torch.
     """
 
     name = "inception-2015"
@@ -241,16 +240,11 @@ class InceptionV3Fid(FrozenNetwork):
 
 def _load(path: str | Path, network: _Network) -> dict[str, Tensor]:
     """The state of the network, with batch norms folded into the convolutions before them."""
-    convolutions = {name: module for name, module in network.named_modules() if isinstance(module, _Convolution)}
-    shapes: dict[str, tuple[int, ...]] = {
-        name: tuple(value.shape) for name, value in network.state_dict().items() if name.startswith("fc.")
-    }
-    for name, module in convolutions.items():
-        shapes[f"{name}.conv.weight"] = tuple(module.weight.shape)
-        shapes.update({f"{name}.bn.{part}": (module.out_channels,) for part in _NORM})
-    state = read_weights(
-        path, "weights", INCEPTION_FILE, shapes, ignored=lambda name: name.endswith(".bn.num_batches_tracked")
-    )
+    convolutions = [name for name, module in network.named_modules() if isinstance(module, _Convolution)]
+    names = [name for name in network.state_dict() if name.startswith("fc.")]
+    for name in convolutions:
+        names += [f"{name}.conv.weight", *(f"{name}.bn.{part}" for part in _NORM)]
+    state = read_weights(path, "weights", INCEPTION_FILE, names, ignored=".bn.num_batches_tracked")
     folded = {name: state[name] for name in state if name.startswith("fc.")}
     for name in convolutions:
         scale, bias, mean, variance = (state[f"{name}.bn.{part}"].double() for part in _NORM)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lgq_hf.metrics.weight_files import read_weights
+from lgq_hf.metrics.frozen import read_weights
 
 STAGE_CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -56,12 +56,12 @@ def load_vgg16(path: str | Path) -> VGG16Features:
 
     Raises:
         FileNotFoundError: no such file; says which file is meant.
-        ValueError: not a state dict, other names or shapes, or NaN or infinities.
+        ValueError: not a state dict, other names, or NaN or infinities.
+        RuntimeError: other shapes, from torch.
     """
     with torch.device("meta"):  # nothing is initialised, and no random numbers are drawn
         network = VGG16Features()
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    state = read_weights(path, "vgg_weights", VGG_FILE, shapes, ignored=lambda name: name.startswith("classifier."))
+    state = read_weights(path, "vgg_weights", VGG_FILE, network.state_dict(), ignored="classifier.")
     network.load_state_dict(state, assign=True)
     return network
 
@@ -76,14 +76,11 @@ def load_heads(path: str | Path) -> list[Tensor]:
         FileNotFoundError: no such file; says which file is meant.
         ValueError: not a state dict, other names or shapes, NaN or infinities, or weights below 0.
     """
-    shapes: dict[str, tuple[int, ...]] = {
-        f"lin{i}.model.1.weight": (1, channels, 1, 1) for i, channels in enumerate(STAGE_CHANNELS)
-    }
+    shapes = {f"lin{i}.model.1.weight": (1, channels, 1, 1) for i, channels in enumerate(STAGE_CHANNELS)}
     state = read_weights(path, "heads", HEADS_FILE, shapes)
-    for name in shapes:
-        if float(state[name].min()) < 0:
-            lowest = f"{name}: expected weights of at least 0, got {float(state[name].min()):.3g}"
-            raise ValueError(f"heads: {path}: {lowest}; expected {HEADS_FILE}")
+    for name, shape in shapes.items():
+        if tuple(state[name].shape) != shape or float(state[name].min()) < 0:
+            raise ValueError(f"heads: {path}: {name}: expected weights of at least 0 {shape}; expected {HEADS_FILE}")
     return [state[name] for name in shapes]
 
 

@@ -26,12 +26,6 @@ def test_of_equal_scores_the_first_class_counts() -> None:
     assert top1_agreement(a, torch.eye(500)[70:71]).tolist() == [True]
 
 
-def test_agrees_with_itself_and_at_random_with_others() -> None:
-    a, b = (torch.randn(2000, 10, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    assert bool(top1_agreement(a, a).all())
-    assert float(top1_agreement(a, b).float().mean()) == pytest.approx(0.1, abs=0.03)
-
-
 TWO = torch.zeros(1, 2)
 
 
@@ -39,14 +33,10 @@ TWO = torch.zeros(1, 2)
     ("a", "b", "message"),
     [
         (torch.zeros(3), TWO, r"logits_a: expected floats \(B,M\) of at least 1 picture and 2 classes, got shape \(3"),
-        (TWO, torch.zeros(1, 2, 1), r"logits_b: expected floats \(B,M\) .*, got shape \(1, 2, 1\), torch.float32"),
         (torch.zeros(0, 2), torch.zeros(0, 2), r"logits_a: expected .* at least 1 picture .*, got shape \(0, 2\)"),
         (TWO, torch.zeros(1, 1), r"logits_b: expected .* 2 classes, got shape \(1, 1\)"),
-        (TWO, TWO.long(), "logits_b: expected floats .*torch.int64"),
         (TWO, torch.zeros(1, 3), r"expected scores of the same pictures and classes, got shapes \(1, 2\) and \(1, 3"),
-        (torch.zeros(4, 2), TWO, r"expected scores of the same pictures and classes, got shapes \(4, 2\) and \(1, 2"),
         (TWO * torch.nan, TWO * torch.nan, "logits_a: expected finite scores, got NaN or infinities: look at the"),
-        (TWO, TWO + torch.inf, "logits_b: expected finite scores, got NaN or infinities"),
     ],
 )
 def test_refuses_other_scores(a: Tensor, b: Tensor, message: str) -> None:

@@ -58,17 +58,6 @@ def test_stages_halve_at_any_size(network: EfficientNetLite0, size: tuple[int, i
     assert all(features.dtype == torch.float32 and bool(features.isfinite().all()) for features in maps)
 
 
-def test_the_last_stage_leads_to_the_pooled_features(network: EfficientNetLite0) -> None:
-    pictures, inner = torch.rand(1, 3, 224, 224), network.network
-    head = inner._swish(inner._bn1(inner._conv_head(network.stages(pictures)[-1])))
-    torch.testing.assert_close(head.mean((2, 3)), network.pooled(pictures))
-
-
-def test_values_outside_the_range_are_not_clamped(network: EfficientNetLite0) -> None:
-    pictures = torch.rand(1, 3, 32, 32) * 1.2 - 0.1
-    assert not torch.equal(network.stages(pictures)[0], network.stages(pictures.clamp(0, 1))[0])
-
-
 def test_gradients_reach_the_pictures_and_nothing_else(network: EfficientNetLite0) -> None:
     pictures = torch.rand(1, 3, 40, 40, requires_grad=True)
     for result in (*network.stages(pictures), network.pooled(pictures), network.logits(pictures)):
@@ -96,31 +85,6 @@ def test_under_autocast_results_are_fp32_and_near(network: EfficientNetLite0, ph
     for one, other in zip(got, wanted, strict=True):
         assert one.dtype == torch.float32
         assert float((one - other).norm() / other.norm()) < 0.1
-
-
-def test_half_precision_pictures_are_computed_in_fp32(network: EfficientNetLite0) -> None:
-    pictures = torch.rand(1, 3, 32, 32).bfloat16()
-    for one, other in zip(network.stages(pictures), network.stages(pictures.float()), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_channels_last() -> None:
-    usual, other = EfficientNetLite0(), EfficientNetLite0().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pictures = torch.rand(2, 3, 48, 64)
-    results = other.stages(pictures.to(memory_format=torch.channels_last))
-    assert results[0].is_contiguous(memory_format=torch.channels_last)
-    for one, result in zip(usual.stages(pictures), results, strict=True):
-        torch.testing.assert_close(result, one, rtol=1e-4, atol=1e-4)
-
-
-def test_it_is_made_in_silence(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
-    state = torch.get_rng_state()
-    network = EfficientNetLite0()
-    network.logits(torch.zeros(1, 3, 32, 32))
-    assert capfd.readouterr() == ("", "")
-    assert not recwarn.list
-    assert (network.name, network.weights_sha256[:8]) == ("efficientnet-lite0", "57934424")
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +129,7 @@ def test_refuses_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         EfficientNetLite0()
 
 
+@pytest.mark.slow
 def test_the_extra_is_not_imported_before_it_is_used() -> None:
     names = ["reconstruction", "frechet", "codebook", "efficientnet", "perceptual", "vgg16", "inception", "extractors"]
     code = f"""

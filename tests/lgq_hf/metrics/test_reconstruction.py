@@ -66,13 +66,6 @@ def test_ssim_agrees_with_scikit_image(dtype: torch.dtype, tolerance: float) -> 
     assert ssim(b, a).tolist() == pytest.approx(expected, abs=tolerance)
 
 
-def test_ssim_of_flat_pictures_is_that_of_their_means() -> None:
-    one, other = 0.2, 0.7
-    a, b = torch.full((1, 3, 11, 20), one).double(), torch.full((1, 3, 11, 20), other).double()
-    expected = (2 * one * other + 1e-4) / (one**2 + other**2 + 1e-4)
-    assert float(ssim(a, b)) == pytest.approx(expected, abs=1e-7)
-
-
 def test_ssim_of_equal_pictures_is_one_and_lower_otherwise() -> None:
     a = torch.rand(3, 3, 16, 11)
     b = torch.stack([a[0], 1 - a[1], a[2].roll(1, 0)])
@@ -93,28 +86,12 @@ def test_ssim_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
         ssim(GOOD, GOOD)
 
 
-def test_equal_pictures_are_infinitely_close() -> None:
-    a = torch.rand(2, 3, 8, 8)
-    b = a.clone()
-    b[1, 0, 0, 0] = 1 - b[1, 0, 0, 0]
-    result = psnr(a, b)
-    assert result[0] == math.inf
-    assert result[1] < 100
-    assert (result.dtype, result.shape) == (torch.float64, (2,))
-
-
 @both
 def test_each_picture_stands_for_itself(metric: Metric) -> None:
     a, b = torch.rand(4, 3, 12, 13), torch.rand(4, 3, 12, 13)
     one_by_one = [metric(a[i : i + 1], b[i : i + 1])[0] for i in range(4)]
     assert metric(a, b).tolist() == [float(value) for value in one_by_one]
     assert metric(list(a), list(b)).tolist() == metric(a, b).tolist()
-
-
-@both
-def test_half_precision_is_compared_as_it_is(metric: Metric) -> None:
-    a, b = torch.rand(1, 3, 12, 13).bfloat16(), torch.rand(1, 3, 12, 13).half()
-    assert metric(a, b) == metric(a.double(), b.double())
 
 
 GOOD = torch.zeros(2, 3, 4, 5)

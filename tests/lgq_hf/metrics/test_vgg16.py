@@ -32,14 +32,6 @@ def test_names_and_shapes_are_those_of_torchvision() -> None:
     assert SHAPES["features.28.weight"] == (512, 512, 3, 3)
 
 
-def test_maps() -> None:
-    with torch.no_grad():
-        maps = VGG16Features()(torch.rand(1, 3, 50, 33))
-    sides = [(50, 33), (25, 16), (12, 8), (6, 4), (3, 2)]
-    assert [tuple(x.shape) for x in maps] == [(1, n, *side) for n, side in zip(CHANNELS, sides, strict=True)]
-    assert all(float(x.min()) == 0 for x in maps)
-
-
 def test_both_formats_load(tmp_path: Path) -> None:
     state = {**vgg(), "features.7.bias": torch.arange(128.0).half()}
     torch.save({**state, "classifier.6.bias": torch.zeros(3)}, tmp_path / "vgg.pth")
@@ -56,17 +48,6 @@ def test_both_formats_load(tmp_path: Path) -> None:
         assert [float(head.mean()) for head in loaded] == [0.5, 1.5, 2.5, 3.5, 4.5]
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"vgg_weights: no file .*no.pth. Expected .*torchvision's vgg16-397923af"
-    ):
-        load_vgg16(tmp_path / "no.pth")
-    with pytest.raises(
-        FileNotFoundError, match=r"heads: no file .* of the lpips project .*nothing is downloaded: give"
-    ):
-        load_heads(tmp_path / "no.pth")
-
-
 def without(name: str) -> Callable[[dict[str, Tensor]], Any]:
     return lambda state: {other: value for other, value in state.items() if other != name}
 
@@ -77,18 +58,13 @@ LIN2 = "lin2.model.1.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without(LIN2), r"missing: lin2.model.1.weight; not expected: none\); expected the linear heads for VGG16"),
-        (lambda state: {**state, "net.x": torch.zeros(1)}, r"missing: none; not expected: net.x\)"),
-        (lambda state: {f"a.{i}": torch.zeros(1) for i in range(5)}, "lin2.model.1.weight and 2 more; .* and 2 more"),
-        (lambda state: {**state, LIN2: torch.zeros(1, 64, 1, 1)}, r"expected shape \(1, 256, 1, 1\), got \(1, 64, 1"),
-        (lambda state: {**state, LIN2: state[LIN2] * math.nan}, "lin2.*: expected finite floats, got NaN or infin"),
-        (lambda state: {**state, LIN2: state[LIN2].int()}, "lin2.*: expected finite floats, got torch.int32"),
-        (
-            lambda state: {**state, LIN2: -state[LIN2]},
-            "lin2.*: expected weights of at least 0, got -2.5; expected the",
-        ),
-        (lambda state: {"state_dict": state}, "expected a state dict of tensors, got dict"),
-        (lambda state: [1, 2], "expected a state dict of tensors, got list"),
+        (without(LIN2), f"{LIN2}; expected the linear heads for VGG16"),
+        (lambda state: {**state, "net.x": torch.zeros(1)}, "net.x; expected"),
+        (lambda state: {**state, LIN2: torch.zeros(1, 64, 1, 1)}, f"{LIN2}.*256"),
+        (lambda state: {**state, LIN2: state[LIN2] * math.nan}, "NaN"),
+        (lambda state: {**state, LIN2: -state[LIN2]}, f"{LIN2}: expected weights of at least 0"),
+        (lambda state: {"state_dict": state}, "cannot be read"),
+        (lambda state: {"code": Path}, "cannot be read as a state dict .UnpicklingError"),  # and is not run
     ],
 )
 def test_refuses_other_heads(tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], message: str) -> None:
@@ -97,37 +73,13 @@ def test_refuses_other_heads(tmp_path: Path, change: Callable[[dict[str, Tensor]
         load_heads(tmp_path / "heads.pth")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            without("features.0.bias"),
-            "vgg_weights: .*missing: features.0.bias; .*expected the ImageNet weights of VGG16",
-        ),
-        (lambda state: {**state, "features.1.weight": torch.zeros(64)}, "not expected: features.1.weight"),
-        (
-            lambda state: {**state, "features.5.weight": torch.zeros(2)},
-            r"features.5.weight: .* \(128, 64, 3, 3\), got \(2,",
-        ),
-        (lambda state: {**state, "features.5.bias": torch.full((128,), math.inf)}, "features.5.bias: expected finite"),
-    ],
-)
-def test_refuses_other_vgg_weights(tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], message: str) -> None:
-    torch.save(change(vgg()), tmp_path / "vgg.pth")
-    with pytest.raises(ValueError, match=message):
+def test_refuses_what_is_not_there_or_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"vgg_weights: no file .*no.pth.*vgg16-397923af"):
+        load_vgg16(tmp_path / "no.pth")
+    for name in ("vgg.pth", "vgg.safetensors"):
+        (tmp_path / name).write_bytes(b"<html>404</html>")
+        with pytest.raises(ValueError, match=f"vgg_weights: .*{name} cannot be read"):
+            load_vgg16(tmp_path / name)
+    torch.save({**vgg(), "features.5.weight": torch.zeros(2)}, tmp_path / "vgg.pth")
+    with pytest.raises(RuntimeError, match="features.5.weight"):
         load_vgg16(tmp_path / "vgg.pth")
-
-
-@pytest.mark.parametrize("name", ["vgg.pth", "vgg.safetensors"])
-def test_refuses_what_is_no_weight_file(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"<html>404</html>")
-    with pytest.raises(
-        ValueError, match=r"vgg_weights: .* cannot be read as a state dict \(.*\); expected the ImageNet"
-    ):
-        load_vgg16(tmp_path / name)
-
-
-def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
-    torch.save({"x": Path}, tmp_path / "heads.pth")
-    with pytest.raises(ValueError, match="heads: .* cannot be read as a state dict"):
-        load_heads(tmp_path / "heads.pth")
