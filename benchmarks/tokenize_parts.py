@@ -22,7 +22,7 @@ from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.engine import FileMaker, Job
 from lgq_hf.tokens.features import token_features
-from lgq_hf.tokens.plan import file_names, make_plan
+from lgq_hf.tokens.plan import make_plan
 from lgq_hf.tokens.shards import Folder, write_shard
 
 JPEG_SIZE, QUALITY = (500, 375), 95
@@ -102,10 +102,9 @@ class Parts:
     def __init__(self, job: Job, device: str) -> None:
         self.job, self.device = job, device
         self.maker = FileMaker(job, device)
-        self.encoder, self.batch_size = self.maker.encoder, job.encoding.batch_size
-        cuts = [
-            cut_views(job.source.read(i), self.maker.processor, job.preprocessing)[0] for i in range(len(job.source))
-        ]
+        self.encoder, self.batch_size = self.maker.encoder, job.plan.encoding.batch_size
+        source, cut = job.source, job.plan.preprocessing
+        cuts = [cut_views(source.read(i), self.maker.processor, cut)[0] for i in range(len(source))]
         self.pixels = torch.from_numpy(np.concatenate(cuts))
 
     def _batches(self) -> list[torch.Tensor]:
@@ -138,7 +137,7 @@ class Parts:
         """Reading, decoding and cutting the JPEGs alone."""
         keys = [(0, i, i + self.batch_size) for i in range(0, len(self.pixels) - self.batch_size + 1, self.batch_size)]
         start = time.perf_counter()
-        source, cut = self.job.source, self.job.preprocessing
+        source, cut = self.job.source, self.job.plan.preprocessing
         for _ in chunks(source, self.maker.processor, cut, keys, num_workers=num_workers, pin_memory=False):
             pass
         return (time.perf_counter() - start) * len(self.pixels) / (len(keys) * self.batch_size)
@@ -153,7 +152,7 @@ class Parts:
 
     def write(self) -> float:
         """Writing the rows alone."""
-        columns = [self._columns(name) for name in file_names(self.job.plan)]
+        columns = [self._columns(name) for name in self.job.plan.names]
         start = time.perf_counter()
         for number, one in enumerate(columns):
             write_shard(Folder(f"{self.job.output}-copy"), f"{number}.parquet", one, self.maker.features, {})
@@ -180,7 +179,7 @@ class Parts:
                 return "the files of this setting do not hold whole batches"
             pictures = [self.job.source.read(i) for i in range(first, min(first + self.batch_size, len(names)))]
             batch = checkpoint.processor(pictures, crop_size=size, return_tensors="pt", **options)["pixel_values"]
-            if self.job.encoding.channels_last:
+            if self.job.plan.encoding.channels_last:
                 batch = batch.contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():  # its own latents: a compiled encoder rounds otherwise in bf16
                 latents = self.encoder.latents(batch.to(checkpoint.device))
@@ -193,7 +192,7 @@ class Parts:
 
 def _rows(place: str) -> Any:
     folder = Folder(place)
-    for name in folder.names("data"):
+    for name in folder.sizes("data"):
         yield from datasets.Dataset.from_parquet(folder.path(name)).with_format("torch")
 
 

@@ -29,8 +29,8 @@ def main(words: list[str]) -> int:
         os.sched_setaffinity(0, {cores[int(core) % len(cores)]})
     job = make_job(Path(pictures), Path(output) / rank, None, SETTINGS[name])
     maker = FileMaker(job, "cpu")
-    own = list(range(int(rank), job.plan["files"], int(world_size)))
-    maker.encoder(torch.zeros(1, 3, *job.plan["size"], dtype=torch.uint8), fill=True)  # warm
+    own = list(range(int(rank), job.plan.files, int(world_size)))
+    maker.encoder(torch.zeros(1, 3, *job.plan.size, dtype=torch.uint8), fill=True)  # warm
     print("ready", flush=True)
     for _ in sys.stdin:
         shutil.rmtree(job.output, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -133,7 +134,7 @@ def _match(train: TokenDataset, validation: TokenDataset, data: Tokens) -> tuple
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
     source, counts = manifest["source"], manifest["counts"]
-    text = json.dumps(manifest, sort_keys=True)
+    text = json.dumps(asdict(manifest), sort_keys=True)
     return {
         "source": {name: source[name] for name in ("kind", "name", "split", "sha256")},
         "pictures": counts["pictures"],

@@ -94,7 +94,7 @@ class _Shards:
 
     def __init__(self, place: str, rows: tuple[int, int] | None) -> None:
         self.manifest = read_manifest(place)
-        self.sizes = () if self.manifest["size"] else SIZES[2:]
+        self.sizes = () if self.manifest.size else SIZES[2:]
         self.rows = TokenDataset(place, columns=self.sizes)
         start, stop = rows or (0, len(self.rows))
         if start >= min(stop, len(self.rows)):
@@ -110,7 +110,7 @@ class _Shards:
     def _name(self, number: int, row: dict[str, Any]) -> str:
         """The id, and which view of the picture it is; the row's number where an id cannot be a path."""
         path = PurePosixPath(row[ID] if is_relative(row[ID]) else f"row-{number}")
-        several = [row[CROP]] * (self.manifest["preprocessing"]["crops"] > 1) + ["flipped"] * bool(row[FLIP])
+        several = [row[CROP]] * (self.manifest.preprocessing.crops > 1) + ["flipped"] * bool(row[FLIP])
         stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
         suffix = path.suffix if path.suffix.lower() in SUFFIXES else ".png"
         return str(path.with_name("-".join([stem, *several]) + suffix))
@@ -122,5 +122,5 @@ class _Shards:
     def grid(self, number: int) -> tuple[np.ndarray, tuple[int, int]]:
         """As in `_File`."""
         row = self.rows[self.numbers[number]]
-        height, width = (int(row[name]) for name in self.sizes) if self.sizes else self.manifest["size"]
+        height, width = (int(row[name]) for name in self.sizes) if self.sizes else self.manifest.size or (0, 0)
         return row[TOKENS].numpy(), (height, width)

@@ -35,9 +35,9 @@ def held_out_bits(
     """
     stream = TokenStream(place, rank=0, world_size=1, shuffle_buffer=0)
     manifest = stream.manifest
-    check_made_by(pipe.vqvae, manifest["tokenizer"])
-    if manifest["grid"] != list(pipe.grid):
-        found = " x ".join(map(str, manifest["grid"])) if manifest["grid"] else "several sizes"
+    check_made_by(pipe.vqvae, manifest.tokenizer)
+    if manifest.grid != list(pipe.grid):
+        found = " x ".join(map(str, manifest.grid)) if manifest.grid else "several sizes"
         raise ValueError(f"tokens in {place}: expected grids of {pipe.grid[0]} x {pipe.grid[1]}, got {found}")
     kind = "masked" if isinstance(pipe, LGQMaskedPipeline) else "autoregressive"
     collate = held_out_collator(kind, codebook_size=pipe.codebook_size, num_classes=pipe.num_classes)
@@ -48,17 +48,18 @@ def held_out_bits(
 
     # a generator of its own, as torch's global one would be moved
     loader = DataLoader(stream, batch_size=batch_size, collate_fn=batch, generator=torch.Generator())
-    height, width = manifest["size"]  # as in training; what the tokenizer padded is not counted
+    assert manifest.size is not None  # as there is a grid
+    height, width = manifest.size  # as in training; what the tokenizer padded is not counted
     made = summary(
         held_out(pipe.transformer, loader, pipe.codebook_size),
         tokens=pipe.grid[0] * pipe.grid[1],
         pixels=height * width,
     )
-    labelled = pipe.num_classes and LABEL in manifest["features"]
+    labelled = pipe.num_classes and LABEL in manifest.features
     protocol = {
         "bits": PROTOCOLS[kind],
         "held_out_rows": made["rows"],
-        "held_out_source_sha256": manifest["source"]["sha256"],
+        "held_out_source_sha256": manifest.source.sha256,
         "held_out_classes": "of the rows" if labelled else "none",
     }
     return {name: made[name] for name in ("bits_per_token", "bits_per_pixel", "perplexity")}, protocol
@@ -66,7 +67,7 @@ def held_out_bits(
 
 def _class_numbers(pipe: LGQPipeline, manifest: Manifest, place: str) -> list[int] | None:
     """The pipeline's number of each label, by name; `None` where labels are its numbers, or are not looked at."""
-    named = manifest["features"].get(LABEL, {}).get("names")
+    named = manifest.features.get(LABEL, {}).get("names")
     if not pipe.num_classes or named is None or not pipe.id2label:
         return None
     known = {name: number for number, name in pipe.id2label.items()}

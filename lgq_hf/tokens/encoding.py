@@ -4,39 +4,13 @@ Pixels stay bytes until they are on the model's device, where a table of 256 val
 processor itself, gives exactly its `pixel_values`. Letters: V views, n pictures, B batch size, H W pixels (padded).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from lgq_hf.checkpoint.loading import Checkpoint
-from lgq_hf.runtime import DTYPES
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How the model is run.
-
-    Attributes:
-        batch_size: pictures that go through the model together. A last batch of pictures of one size is filled up to
-            it, so that a picture's tokens do not depend on what else was there to encode.
-        dtype: "float32", "bfloat16" or "float16"; of the encoder, for the lookup is always fp32.
-        channels_last: memory format of the encoder.
-        compile: run the encoder through `torch.compile`.
-    """
-
-    batch_size: int = 16
-    dtype: str = "float32"
-    channels_last: bool = False
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {self.dtype!r}")
+from lgq_hf.tokens.plan import Encoding
 
 
 def pixel_table(processor: LGQImageProcessor) -> Tensor:

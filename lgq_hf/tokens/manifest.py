@@ -3,156 +3,105 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lgq_hf.checkpoint.loading import CODEBOOK, SHORT, Reference, find_checkpoint, fingerprint
+from lgq_hf.files import one_line
 from lgq_hf.images.sources import CROP, FLIP, ID, SIZES, TOKENS
 from lgq_hf.tokenizer.modeling_lgq import LGQModel
-from lgq_hf.tokens.plan import FORMAT, VERSION, Plan, differences, file_names, identity
-from lgq_hf.tokens.shards import Folder, read_footer
+from lgq_hf.tokens.plan import FORMAT, VERSION, Counts, Footer, Manifest, Plan, Shard, differences
+from lgq_hf.tokens.shards import DAMAGED, Folder, read_footer
 
 MANIFEST = "manifest.json"
-_TEMPORARY = ".[0-9]*-????????.tmp.json"  # as `atomic_file` names it
-_FOUND = ("counts", "failures", "devices", "versions", "shards")  # what a manifest has beside the plan
-Manifest = dict[str, Any]
 
 
-def finish(plan: Plan, folder: Folder, made: Collection[int] = ()) -> Manifest:
+def finish(plan: Plan, folder: Folder, footers: Mapping[str, Footer], made: Mapping[str, Shard]) -> Manifest:
     """Writes the manifest of shards that are all there, and returns it.
 
     Args:
         plan: of the shards.
         folder: with them.
-        made: numbers of the files that were made just now; the others must be those of a manifest that is there.
+        footers: of all files, by name.
+        made: the files that were made just now, by name; the others must be those of a manifest that is there.
 
     Raises:
-        ValueError: a shard is missing or was changed after the manifest was written, or no picture could be read.
+        ValueError: a shard was changed after the manifest was written, or no picture could be read.
     """
-    manifest = _summary(plan, folder)
-    if folder.exists(MANIFEST):
-        old = read_manifest(folder.place)
-        before = {shard["file"]: shard["sha256"] for shard in old["shards"]}
-        if identity(_plan_of(old)) != identity(plan):
-            before = {}
-        new = {name for number, name in enumerate(file_names(plan)) if number in made}
-        for shard in manifest["shards"]:
-            if shard["file"] not in new and before.get(shard["file"], shard["sha256"]) != shard["sha256"]:
+    old = read_manifest(folder.place) if folder.fs.isfile(folder.path(MANIFEST)) else None
+    before = {shard.file: shard for shard in old.shards} if old and old.identity() == plan.identity() else {}
+    shards, sizes = [], folder.sizes("data")
+    for name in plan.names:
+        shard, known = made.get(name), before.get(name)
+        if shard is None and known and not folder.local and known.bytes == sizes[name]:
+            shard = known  # not downloaded again; `verify` is there for that
+        if shard is None:
+            with folder.open(name) as file:
+                shard = Shard(name, footers[name].rows, sizes[name], hashlib.file_digest(file, "sha256").hexdigest())
+            if known and known.sha256 != shard.sha256:
                 raise ValueError(
-                    f"{shard['file']} in {folder.place} does not have the bytes that {MANIFEST} says: delete the file "
-                    f"and give the command again (or delete {MANIFEST}, if it was made anew on another machine)"
+                    f"{name} in {folder.place} does not have the bytes that {MANIFEST} says: delete the file and give "
+                    f"the command again (or delete {MANIFEST}, if it was made anew on another machine)"
                 )
-    _write(folder, json.dumps(manifest, indent=1) + "\n")
-    if folder.local:  # what a kill left; whoever still writes writes what is there already
-        for leftover in [*Path(folder.path("data")).glob(".*.tmp.parquet"), *Path(folder.root).glob(_TEMPORARY)]:
+        shards.append(shard)
+    manifest = _summary(plan, footers, shards)
+    if not manifest.counts.rows:
+        last = manifest.failures[-1]
+        raise ValueError(
+            f"not one of {manifest.counts.pictures} pictures could be read; the last: {last[ID]}: {last['reason']}"
+        )
+    if manifest != old:
+        with folder.write(MANIFEST) as temporary:
+            temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+    if folder.local:  # what a kill left
+        for leftover in Path(folder.path("data")).glob(".*.tmp.parquet"):
             leftover.unlink(missing_ok=True)
     return manifest
 
 
-def _plan_of(manifest: Manifest) -> Plan:
-    return {key: value for key, value in manifest.items() if key not in _FOUND}
-
-
-def _summary(plan: Plan, folder: Folder) -> Manifest:
-    """The manifest of shards as they are."""
-    shards, failures, devices, versions = [], [], set(), []
-    pictures = 0
-    for name in file_names(plan):
-        footer = read_footer(folder, name)
-        if footer is None:
-            raise ValueError(f"{name} is not in {folder.place}")
-        size, sha256 = _checksum(folder, name)
-        shards.append({"file": name, "rows": footer["rows"], "bytes": size, "sha256": sha256})
-        pictures += footer["pictures"]
-        failures += footer["failures"]
-        devices.add(footer["device"])
-        if footer["versions"] not in versions:
-            versions.append(footer["versions"])
-    rows = sum(shard["rows"] for shard in shards)
-    if not rows:
-        raise ValueError(
-            f"not one of {pictures} pictures could be read; the last: {failures[-1][ID]}: {failures[-1]['reason']}"
-        )
-    return {
+def _summary(plan: Plan, footers: Mapping[str, Footer], shards: list[Shard]) -> Manifest:
+    """The manifest of these shards."""
+    failures = [failure for shard in shards for failure in footers[shard.file].failures]
+    versions = [footers[shard.file].versions for shard in shards]
+    return Manifest(
         **plan,
-        "counts": {"pictures": pictures, "rows": rows, "failures": len(failures)},
-        "failures": failures,
-        "devices": sorted(devices),
-        "versions": sorted(versions, key=str),
-        "shards": shards,
-    }
-
-
-def _write(folder: Folder, content: str) -> None:
-    """Writes the manifest where it is not there; several processes may do so at once, all with the same content."""
-    if _holds(folder, content):
-        return
-    try:
-        with folder.write(MANIFEST) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    except FileNotFoundError:  # another process was faster, and tidied up
-        if not _holds(folder, content):
-            raise
-
-
-def _holds(folder: Folder, content: str) -> bool:
-    return folder.exists(MANIFEST) and bool(folder.fs.cat_file(folder.path(MANIFEST)) == content.encode())
-
-
-def _checksum(folder: Folder, name: str) -> tuple[int, str]:
-    """Size in bytes and sha256 (hex) of a file."""
-    digest, size = hashlib.sha256(), 0
-    with folder.open(name) as file:
-        while block := file.read(2**20):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
+        counts=Counts(
+            pictures=sum(footers[shard.file].pictures for shard in shards),
+            rows=sum(shard.rows for shard in shards),
+            failures=len(failures),
+        ),
+        failures=failures,
+        devices=sorted({footers[shard.file].device for shard in shards}),
+        versions=sorted((one for number, one in enumerate(versions) if one not in versions[:number]), key=str),
+        shards=shards,
+    )
 
 
 def read_manifest(place: str | Path) -> Manifest:
-    """The manifest of a folder of token shards.
+    """The manifest of a folder of token shards; `manifest["grid"]` is `manifest.grid`.
 
     Raises:
         ValueError: there is none, or one of another format or version.
     """
     folder = Folder(place)
-    if not folder.exists(MANIFEST):
+    if not folder.fs.isfile(folder.path(MANIFEST)):
         raise ValueError(f"no {MANIFEST} in {place}: expected a folder that `lgq tokenize` finished")
     try:
         with folder.open(MANIFEST) as file:
-            manifest: Manifest = json.load(file)
-        form, version = manifest["format"], manifest["format_version"]
+            content = json.load(file)
+        form, version = content["format"], content["format_version"]
         if (form, version) == (FORMAT, VERSION):
-            _check_parts(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{MANIFEST} in {place} is damaged: {type(error).__name__} {error}") from error
-    if (form, version) != (FORMAT, VERSION):
-        raise ValueError(
-            f"{MANIFEST} in {place}: expected format {FORMAT!r} version {VERSION}, got {form!r} {version}"
-        )
-    return manifest
+            return Manifest.read(content)
+    except DAMAGED as error:
+        raise ValueError(f"{MANIFEST} in {place} is damaged: {type(error).__name__} {one_line(error)}") from error
+    raise ValueError(f"{MANIFEST} in {place}: expected format {FORMAT!r} version {VERSION}, got {form!r} {version}")
 
 
-def _check_parts(manifest: Manifest) -> None:
-    """Raises KeyError or TypeError where a part that is read later is missing or of another type."""
-    numbers = [manifest["files"], manifest["pictures_per_file"], manifest["source"]["pictures"]]
-    numbers += [manifest["counts"][name] for name in ("pictures", "rows", "failures")]
-    numbers += [manifest["tokenizer"][name] for name in ("codebook_size", "tokens_per_position")]
-    numbers += [shard[name] for shard in manifest["shards"] for name in ("rows", "bytes")]
-    texts = [shard[name] for shard in manifest["shards"] for name in ("file", "sha256")]
-    texts += [manifest["tokenizer"][name] for name in ("name", "weights_sha256", "codebook_sha256")]
-    texts += [manifest["source"]["split"], manifest["dtype"], *manifest["features"]]
-    for values, kind in ((numbers, int), (texts, str), ([*(manifest["grid"] or []), *(manifest["size"] or [])], int)):
-        if wrong := [value for value in values if not isinstance(value, kind)]:
-            raise TypeError(f"expected {kind.__name__}, got {wrong[0]!r}")
-    manifest["preprocessing"]["crops"]
-    manifest["failures"], manifest["devices"], manifest["versions"]
-
-
-def check_tokenizer(manifest: Manifest, tokenizer: LGQModel | Reference | str | Path) -> None:
+def check_tokenizer(manifest: Mapping[str, Any], tokenizer: LGQModel | Reference | str | Path) -> None:
     """Refuses a tokenizer that is not the one that made the tokens.
 
     Args:
@@ -193,18 +142,20 @@ def verify(place: str | Path) -> Manifest:
         ValueError: what is damaged, missing or too much: all findings, one in a line.
     """
     folder, manifest = Folder(place), read_manifest(place)
-    found: list[str] = []
-    names = [shard["file"] for shard in manifest["shards"]]
-    if names != file_names(manifest):
-        found.append(f"{MANIFEST} lists {len(names)} shards, its plan {manifest['files']}")
-    for name in folder.names("data"):
-        if name not in names and not name.rpartition("/")[2].startswith("."):
-            found.append(f"{name} is not in {MANIFEST}")
+    there, names = folder.sizes("data"), [shard.file for shard in manifest.shards]
+    found = [f"{name} is not in {MANIFEST}" for name in there if name not in names]
+    if names != manifest.names:
+        found.append(f"{MANIFEST} lists {len(names)} shards, its plan {manifest.files}")
+    footers: dict[str, Footer] = {}
     ids: Counter[str] = Counter()
-    for shard in manifest["shards"]:
-        found += _shard_findings(folder, manifest, shard, ids)
+    for shard in manifest.shards:
+        if shard.file in there:
+            lines = _findings(folder.fs.cat_file(folder.path(shard.file)), manifest, shard, footers, ids)
+        else:
+            lines = ["is missing"]
+        found += [f"{shard.file} {line}" for line in lines]
     if not found:
-        told = _summary(_plan_of(manifest), folder)
+        told = _summary(manifest.plan, footers, manifest.shards)
         found += [f"{MANIFEST} and shards: {line}" for line in differences(manifest, told)]
     views = Counter(ids.values())
     if len(views) > 1:
@@ -214,56 +165,54 @@ def verify(place: str | Path) -> Manifest:
     return manifest
 
 
-def _shard_findings(folder: Folder, manifest: Manifest, shard: dict[str, Any], ids: Counter[str]) -> list[str]:
-    """What is wrong with one shard."""
+def _findings(
+    content: bytes, manifest: Manifest, shard: Shard, footers: dict[str, Footer], ids: Counter[str]
+) -> list[str]:
+    """What is wrong with one shard; notes its footer, and how many rows each id has."""
+    import pyarrow
     from pyarrow import parquet
 
-    name = shard["file"]
-    if not folder.exists(name):
-        return [f"{name} is missing"]
-    size, sha256 = _checksum(folder, name)
-    if (size, sha256) != (shard["bytes"], shard["sha256"]):
-        expected = f"expected {shard['bytes']} and {shard['sha256'][:SHORT]}"
-        return [f"{name}: its {size} bytes have sha256 {sha256[:SHORT]}, {expected}"]
-    found = []
-    footer = read_footer(folder, name)
-    plan = _plan_of(manifest)
-    if footer is None or identity(footer["plan"]) != identity(plan):
-        lines = differences(footer["plan"], plan) if footer else ["no footer"]
-        found.append(f"{name} is of another plan: {'; '.join(lines[:3])}")
-    elif footer["plan"]["tokenizer"]["revision"] != manifest["tokenizer"]["revision"]:
-        found.append(f"{name} is of revision {footer['plan']['tokenizer']['revision']}, {MANIFEST} says another")
-    with folder.open(name) as file:
-        table = parquet.read_table(file)
-    if table.num_rows != shard["rows"]:
-        found.append(f"{name} has {table.num_rows} rows, expected {shard['rows']}")
+    sha256 = hashlib.sha256(content).hexdigest()
+    if (len(content), sha256) != (shard.bytes, shard.sha256):
+        expected = f"expected {shard.bytes} and {shard.sha256[:SHORT]}"
+        return [f"has {len(content)} bytes with sha256 {sha256[:SHORT]}, {expected}"]
+    footer = read_footer(pyarrow.BufferReader(content), shard.file)
+    if footer is None:
+        return ["has no footer"]
+    footers[shard.file], plan = footer, footer.plan
+    found: list[str] = []
+    if plan.identity() != manifest.identity():
+        found.append(f"is of another plan: {'; '.join(differences(plan, manifest.plan)[:3])}")
+    elif plan.tokenizer.revision != manifest.tokenizer.revision:
+        found.append(f"is of revision {plan.tokenizer.revision}, {MANIFEST} says another")
+    table = parquet.read_table(pyarrow.BufferReader(content))
+    if table.num_rows != shard.rows:
+        found.append(f"has {table.num_rows} rows, expected {shard.rows}")
     names = {key: table.column(key).to_pylist() for key in (ID, CROP, FLIP)}
     ids.update(names[ID])
     if len(set(zip(*names.values(), strict=True))) != table.num_rows:
-        found.append(f"{name} holds a row twice")
-    if table.num_rows:
-        found += [f"{name}: {line}" for line in _token_findings(table, manifest)]
-    return found
+        found.append("holds a row twice")
+    return found + (_token_findings(table, manifest) if table.num_rows else [])
 
 
 def _token_findings(table: Any, manifest: Manifest) -> list[str]:
     """Grids of a wrong shape, and tokens that the codebook does not have."""
     import pyarrow.compute as pc
 
-    column, codes = table.column(TOKENS).combine_chunks(), manifest["tokenizer"]["codebook_size"]
+    column, made_by = table.column(TOKENS).combine_chunks(), manifest.tokenizer
     lists = getattr(column, "storage", column)  # datasets may have made an extension type of it
-    if manifest["grid"]:
-        expected: list[Any] = [[length] for length in manifest["grid"]]
+    if manifest.grid:
+        expected: list[Any] = [[length] for length in manifest.grid]
     else:
         height, width = (table.column(name).to_numpy() for name in SIZES[:2])
-        expected = [height * width * manifest["tokenizer"]["tokens_per_position"]]
+        expected = [height * width * made_by.tokens_per_position]
     for lengths in expected:
         found = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
         if (found != lengths).any():
-            return [f"grids of {sorted({*found.tolist()})[:4]} tokens along one side, expected {lengths[:4]}"]
+            return [f"has grids of {sorted({*found.tolist()})[:4]} tokens along one side, expected {lengths[:4]}"]
         lists = lists.flatten()
     largest = pc.max(lists).as_py()
-    return [f"token {largest}, but there are {codes} codes"] if largest >= codes else []
+    return [f"has token {largest}, but there are {made_by.codebook_size} codes"] * (largest >= made_by.codebook_size)
 
 
 __all__ = ["MANIFEST", "Manifest", "check_tokenizer", "finish", "read_manifest", "verify"]

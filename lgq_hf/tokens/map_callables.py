@@ -216,7 +216,7 @@ class DecodeTokens(_LazyCheckpoint):
         if tokens is not None:
             manifest = read_manifest(os.fspath(tokens))
             check_tokenizer(manifest, self.reference)
-            self.size = size or (manifest["size"] and tuple(manifest["size"]))
+            self.size = size or ((manifest.size[0], manifest.size[1]) if manifest.size else None)
 
     def __call__(self, rows: Rows, rank: int | None = None) -> dict[str, list[Image.Image]]:
         """{"image": RGB pictures} of a batch of rows with `image_tokens`, or without `batched` one picture.

@@ -1,53 +1,229 @@
-"""What decides every byte of a set of token shards, before any picture is encoded.
+"""What decides every byte of a set of token shards, before any image is encoded; and what came of it.
 
-A plan is plain JSON. It stands in the footer of each shard, so that a shard says by itself what it is part of, and in
-the manifest, together with what came of it.
+A plan stands in the footer of each shard, so that a shard says by itself what it is part of, and in the manifest. All
+records here stand in JSON under the names of their fields.
 """
 
 import json
 import re
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from huggingface_hub.dataclasses import strict
 
 from lgq_hf.checkpoint.loading import Reference
 from lgq_hf.files import canonical_sha256
 from lgq_hf.images.sources import CROP, FLIP, ID, TokenSource
 from lgq_hf.images.stored import import_datasets
 from lgq_hf.images.views import Grid, Preprocessing, cut_views
-from lgq_hf.tokenizer.configuration_lgq import LGQConfig
+from lgq_hf.runtime import DTYPES
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
-from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.features import grid_of, token_dtype, token_features
 
 FORMAT, VERSION = "lgq-token-shards", 1
 # by default there are about this many files, of no more and no fewer pictures than these
 _FILES, _MOST, _FEWEST = 64, 16384, 64
-Plan = dict[str, Any]
+_PROCESSOR = ["do_resize", "size", "do_center_crop", "crop_size", "resample", "do_convert_rgb", "do_pad"]
+_PROCESSOR += ["pad_to_multiple_of", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"]
+
+
+class Record(Mapping[str, Any]):
+    """A dataclass that can be read as the JSON it stands in: `record["grid"]` is `record.grid`, and it equals it."""
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except AttributeError as error:
+            raise KeyError(name) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return (one.name for one in fields(self))  # type: ignore[arg-type]  # of dataclasses only
+
+    def __len__(self) -> int:
+        return len(fields(self))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding(Record):
+    """How the model is run.
+
+    Attributes:
+        batch_size: pictures that go through the model together. A last batch of pictures of one size is filled up to
+            it, so that a picture's tokens do not depend on what else was there to encode.
+        dtype: "float32", "bfloat16" or "float16"; of the encoder, for the lookup is always fp32.
+        channels_last: memory format of the encoder.
+        compile: run the encoder through `torch.compile`.
+    """
+
+    batch_size: int = 16
+    dtype: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {self.dtype!r}")
+
+
+@strict
+@dataclass(eq=False)
+class MadeBy(Record):
+    """The tokenizer: what it is called, hashes (hex) as in `Reference`, and what its tokens are."""
+
+    name: str
+    revision: str | None
+    weights_sha256: str
+    codebook_sha256: str
+    config_sha256: str
+    codebook_size: int
+    downsample_factor: int
+    tokens_per_position: int
+
+
+@dataclass(frozen=True, eq=False)
+class Views(Record, Preprocessing):
+    """What is cut out of each picture, and what the image processor does to it before."""
+
+    processor_sha256: str = ""
+    processor: dict[str, Any] = field(default_factory=dict)
+
+
+@strict
+@dataclass(eq=False)
+class Source(Record):
+    """The pictures; `split` is what files are called."""
+
+    kind: str
+    name: str
+    split: str
+    pictures: int
+    sha256: str
+
+
+@strict
+@dataclass(eq=False)
+class Plan(Record):
+    """What a set of token shards is to be.
+
+    Attributes:
+        size: (H,W) in pixels of every picture; `None`: they differ.
+        grid: (h,w), or (h,w,C) with several tokens per position, of every picture; `None`: they differ.
+        dtype: of the tokens in files.
+        features: of the rows, as `datasets.Features.to_dict` gives them.
+    """
+
+    format: str
+    format_version: int
+    tokenizer: MadeBy
+    size: list[int] | None
+    grid: list[int] | None
+    dtype: str
+    encoding: Encoding
+    preprocessing: Views
+    source: Source
+    pictures_per_file: int
+    files: int
+    features: dict[str, Any]
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Self:
+        """From parsed JSON; raises one of `DAMAGED` where a part is missing or of another type."""
+        parts = {"tokenizer": MadeBy, "encoding": Encoding, "preprocessing": Views, "source": Source}
+        return cls(**{**content, **{name: kind(**content[name]) for name, kind in parts.items()}})
+
+    @property
+    def names(self) -> list[str]:
+        """The shards, as `data/train-00000-of-00064.parquet`."""
+        return [f"data/{self.source.split}-{number:05d}-of-{self.files:05d}.parquet" for number in range(self.files)]
+
+    def pictures_of(self, number: int) -> range:
+        """Which pictures of the source a file holds."""
+        start = number * self.pictures_per_file
+        return range(start, min(start + self.pictures_per_file, self.source.pictures))
+
+    def identity(self) -> str:
+        """sha256 (hex) of what decides the content: all of a plan but what tokenizer and source are called."""
+        content = {name: part for name, part in asdict(self).items() if name in Plan.__dataclass_fields__}
+        for part, name in (("tokenizer", "name"), ("tokenizer", "revision"), ("source", "name")):
+            del content[part][name]
+        return canonical_sha256(content)
+
+
+@strict
+@dataclass(eq=False)
+class Shard(Record):
+    """A file of the set."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@strict
+@dataclass(eq=False)
+class Counts(Record):
+    """Over all files."""
+
+    pictures: int
+    rows: int
+    failures: int
+
+
+@strict
+@dataclass(eq=False)
+class Manifest(Plan):
+    """The plan, and what came of it.
+
+    Attributes:
+        failures: {"id", "reason"} of each picture that could not be read.
+        devices: kinds of devices that encoded.
+        versions: of the packages that were used, by name; several where files were made by several.
+    """
+
+    counts: Counts
+    failures: list[dict[str, str]]
+    devices: list[str]
+    versions: list[dict[str, str | None]]
+    shards: list[Shard]
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Self:
+        """As `Plan.read`."""
+        shards = [Shard(**shard) for shard in content["shards"]]
+        return super().read({**content, "counts": Counts(**content["counts"]), "shards": shards})
+
+    @property
+    def plan(self) -> Plan:
+        """Without what came of it."""
+        return Plan(**{one.name: self[one.name] for one in fields(Plan)})
+
+
+@strict
+@dataclass(eq=False)
+class Footer(Record):
+    """What a shard says of itself; other fields as in `Manifest`, for one file, whose number is `file`."""
+
+    plan: Plan
+    file: int
+    pictures: int
+    rows: int
+    failures: list[dict[str, str]]
+    device: str
+    versions: dict[str, str | None]
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Self:
+        """As `Plan.read`."""
+        return cls(**{**content, "plan": Plan.read(content["plan"])})
 
 
 def pictures_per_file(count: int) -> int:
     """How many pictures a file holds unless somebody says otherwise."""
     return min(_MOST, max(_FEWEST, -(-count // _FILES)))
-
-
-def file_names(plan: Plan) -> list[str]:
-    """The shards, as `data/train-00000-of-00064.parquet`."""
-    split, count = plan["source"]["split"], plan["files"]
-    return [f"data/{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
-
-
-def pictures_of(plan: Plan, number: int) -> range:
-    """Which pictures of the source a file holds."""
-    per_file = plan["pictures_per_file"]
-    return range(number * per_file, min((number + 1) * per_file, plan["source"]["pictures"]))
-
-
-def row_features(plan: Plan, config: LGQConfig, columns: dict[str, Any]) -> Any:
-    """The `datasets.Features` of a row; `columns` are those of the source."""
-    datasets = import_datasets()
-    features = token_features(config, tuple(plan["size"]) if plan["size"] else None)
-    given = {ID: datasets.Value("string"), CROP: datasets.Value("string"), FLIP: datasets.Value("bool")}
-    return datasets.Features({**features, **given, **columns})
 
 
 def make_plan(
@@ -77,7 +253,7 @@ def make_plan(
         ValueError: an option out of range, nothing to do, or, without `mixed_sizes`, not one picture can be read.
     """
     config, processor = reference.settings()
-    token_dtype(config.codebook_size)
+    dtype = token_dtype(config.codebook_size).name
     if mixed_sizes and preprocessing.size is not None:
         raise ValueError("mixed_sizes is for pictures that keep their size: leave it or the size out")
     if mixed_sizes and encoding.compile:
@@ -91,57 +267,49 @@ def make_plan(
     if word is None:
         raise ValueError(f"split: expected a name like 'train', got {split!r}")
     size = None if mixed_sizes else _common_size(source, processor, preprocessing)
-    plan: Plan = {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "tokenizer": {
-            "name": name,
-            "revision": reference.revision,
-            "weights_sha256": reference.weights,
-            "codebook_sha256": reference.codebook,
-            "config_sha256": reference.config,
-            "codebook_size": config.codebook_size,
-            "downsample_factor": config.spatial_downsample_factor,
-            "tokens_per_position": config.tokens_per_position,
-        },
-        "size": size and list(size),
-        "grid": size and list(grid_of(config, size)),
-        "dtype": token_dtype(config.codebook_size).name,
-        "encoding": asdict(encoding),
-        "preprocessing": {
+    datasets, settings = import_datasets(), processor.to_dict()
+    given = {ID: datasets.Value("string"), CROP: datasets.Value("string"), FLIP: datasets.Value("bool")}
+    plan = Plan(
+        format=FORMAT,
+        format_version=VERSION,
+        tokenizer=MadeBy(
+            name=name,
+            revision=reference.revision,
+            weights_sha256=reference.weights,
+            codebook_sha256=reference.codebook,
+            config_sha256=reference.config,
+            codebook_size=config.codebook_size,
+            downsample_factor=config.spatial_downsample_factor,
+            tokens_per_position=config.tokens_per_position,
+        ),
+        size=size and list(size),
+        grid=size and list(grid_of(config, size)),
+        dtype=dtype,
+        encoding=encoding,
+        preprocessing=Views(
             **asdict(preprocessing),
-            "processor_sha256": reference.processor,
-            **_settings(processor),
-        },
-        "source": {
-            "kind": source.kind,
-            "name": source.name,
-            "split": word.group(),
-            "pictures": len(source),
-            "sha256": source.digest(),
-        },
-        "pictures_per_file": per_file,
-        "files": -(-len(source) // per_file),
-    }
-    plan["features"] = row_features(plan, config, source.features).to_dict()
-    return json.loads(json.dumps(plan))  # as a footer gives it back: tuples are lists
-
-
-def identity(plan: Plan) -> str:
-    """sha256 (hex) of what decides the content: all of a plan but what tokenizer and source are called."""
-    content = {key: value for key, value in plan.items() if key not in ("tokenizer", "source")}
-    for part, names in (("tokenizer", {"name", "revision"}), ("source", {"name"})):
-        content[part] = {key: value for key, value in plan[part].items() if key not in names}
-    return canonical_sha256(content)
+            processor_sha256=reference.processor,
+            processor={name: settings.get(name) for name in _PROCESSOR},
+        ),
+        source=Source(source.kind, source.name, word.group(), len(source), source.digest()),
+        pictures_per_file=per_file,
+        files=-(-len(source) // per_file),
+        features=datasets.Features({**token_features(config, size), **given, **source.features}).to_dict(),
+    )
+    return Plan.read(json.loads(json.dumps(asdict(plan))))  # as a footer gives it back: tuples are lists
 
 
 def differences(one: Plan, other: Plan) -> list[str]:
-    """Which entries of two plans differ, as "encoding.dtype: 'float32' and 'bfloat16'"."""
+    """Which entries of two plans or manifests differ, as "encoding.dtype: 'float32' and 'bfloat16'"."""
+    return _differences(asdict(one), asdict(other))
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     found = []
     for key in sorted({*one, *other}):
         a, b = one.get(key), other.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += [f"{key}.{line}" for line in differences(a, b)]
+            found += [f"{key}.{line}" for line in _differences(a, b)]
         elif a != b:
             found.append(f"{key}: {_short(a)} and {_short(b)}")
     return found
@@ -150,14 +318,6 @@ def differences(one: Plan, other: Plan) -> list[str]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:24]}...{text[-8:]}"
-
-
-def _settings(processor: LGQImageProcessor) -> dict[str, Any]:
-    """What the image processor does to a picture."""
-    settings = processor.to_dict()
-    names = ["do_resize", "size", "do_center_crop", "crop_size", "resample", "do_convert_rgb", "do_pad"]
-    names += ["pad_to_multiple_of", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"]
-    return {"processor": {name: settings.get(name) for name in names}}
 
 
 def _common_size(source: TokenSource, processor: LGQImageProcessor, preprocessing: Preprocessing) -> Grid:
@@ -172,14 +332,4 @@ def _common_size(source: TokenSource, processor: LGQImageProcessor, preprocessin
     raise ValueError(f"not one of {len(source)} pictures of {source.name} can be read (the last: {reason})")
 
 
-__all__ = [
-    "FORMAT",
-    "VERSION",
-    "Plan",
-    "differences",
-    "file_names",
-    "identity",
-    "make_plan",
-    "pictures_of",
-    "row_features",
-]
+__all__ = ["Encoding", "Footer", "Manifest", "Plan", "Shard", "differences", "make_plan"]

@@ -1,30 +1,31 @@
 """The same files, made by actors of Ray Data: for clusters whose scheduler is Ray."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from lgq_hf.tokens.engine import FileMaker, Job, Progress
 from lgq_hf.tokens.manifest import Manifest, finish
-from lgq_hf.tokens.plan import pictures_of
+from lgq_hf.tokens.plan import Footer, Shard
 from lgq_hf.tokens.shards import Folder
 
 
 class FileActor:
-    """Makes the file whose number it is handed; Ray keeps one, with its model, for each of the workers."""
+    """Makes the files whose numbers it is handed; Ray keeps one, with its model, for each of the workers."""
 
     def __init__(self, job: Job, device: str, num_workers: int) -> None:
-        self.job, self.maker = job, FileMaker(job, device, num_workers)
+        self.maker = FileMaker(job, device, num_workers)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """`batch` is {"file": numbers}; returns those, the pictures of each file, and an error by type and text."""
-        numbers = [int(number) for number in batch["file"]]
-        kind = text = ""
+        """`batch` is {"number": one}; returns the file as a `Shard`, its images, and an error by type and text."""
+        shard, pictures, kind, text = Shard("", 0, 0, ""), 0, "", ""
         try:
-            self.maker.make(numbers)
+            ((footer, shard),) = self.maker.make([int(number) for number in batch["number"]])
+            pictures = footer.pictures
         except (ValueError, OSError) as error:  # as rows, since Ray would wrap them in pages of its own
             kind, text = ("value" if isinstance(error, ValueError) else "os"), str(error)
-        pictures = [len(pictures_of(self.job.plan, number)) for number in numbers]
-        return {"file": numbers, "pictures": pictures, "kind": [kind] * len(numbers), "text": [text] * len(numbers)}
+        made = {**asdict(shard), "pictures": pictures, "kind": kind, "text": text}
+        return {name: [value] for name, value in made.items()}
 
 
 def tokenize_with_ray(
@@ -64,8 +65,10 @@ def tokenize_with_ray(
     if workers < 1 or cpus_per_worker < 0 or gpus_per_worker < 0:
         given = f"{workers=}, {cpus_per_worker=}, {gpus_per_worker=}"
         raise ValueError(f"expected at least one worker, and no negative share of a machine, got {given}")
-    missing = job.unfinished()
-    started(sum(len(pictures_of(job.plan, number)) for number in missing))
+    footers: dict[str, Footer] = {}
+    made: dict[str, Shard] = {}
+    missing = job.look(footers)
+    started(sum(len(job.plan.pictures_of(number)) for number in missing))
     if missing:
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
@@ -79,8 +82,8 @@ def tokenize_with_ray(
                 "tasks would wait for ever: fewer workers, or a smaller share for each"
             )
         ray.data.DataContext.get_current().enable_progress_bars = False
-        files = ray.data.from_items([{"file": number} for number in missing], override_num_blocks=len(missing))
-        made = files.map_batches(
+        files = ray.data.from_items([{"number": number} for number in missing], override_num_blocks=len(missing))
+        rows = files.map_batches(
             FileActor,
             fn_constructor_args=(job, "cuda" if gpus_per_worker else "cpu", num_workers),
             batch_size=1,
@@ -89,14 +92,16 @@ def tokenize_with_ray(
             num_gpus=gpus_per_worker,
         )
         try:
-            for row in made.iter_rows():
+            for row in rows.iter_rows():
                 if row["kind"]:
                     raise ValueError(row["text"]) if row["kind"] == "value" else OSError(row["text"])
+                made[row["file"]] = Shard(**{name: row[name] for name in Shard.__dataclass_fields__})
                 progress(row["pictures"])
         except ray.exceptions.RayError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise OSError(f"a worker of Ray failed: {lines[-1] if lines else type(error).__name__}") from error
-    return finish(job.plan, Folder(job.output), missing)
+        job.look(footers)
+    return finish(job.plan, Folder(job.output), footers, made)
 
 
 __all__ = ["FileActor", "tokenize_with_ray"]

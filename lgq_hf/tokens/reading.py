@@ -59,34 +59,31 @@ class _Shards:
         self.manifest: Manifest = read_manifest(self.place)
         if tokenizer is not None:
             check_tokenizer(self.manifest, tokenizer)
-        features = self.manifest["features"]
+        features = self.manifest.features
         if EPOCH in columns:
             raise ValueError(f"cannot return the column {EPOCH!r}: rows tell by that name which epoch they are of")
         if missing := [column for column in columns if column not in features]:
             raise ValueError(f"no column {missing[0]!r} in the tokens of {self.place}, which have {sorted(features)}")
         wanted = [TOKENS, *SIZES[:2], ID, LABEL, CROP, FLIP, *columns]
         self.columns = [column for column in dict.fromkeys(wanted) if column in features]
-        folder = Folder(self.place)
-        for shard in self.manifest["shards"]:
-            size = folder.fs.size(folder.path(shard["file"])) if folder.exists(shard["file"]) else None
-            if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes, expected {shard['bytes']}"
-                raise ValueError(
-                    f"{shard['file']} of {self.place} {found}: `lgq tokenize --verify` tells what is left"
-                )
+        sizes = Folder(self.place).sizes("data")
+        for shard in self.manifest.shards:
+            if (size := sizes.get(shard.file)) != shard.bytes:
+                found = "is missing" if size is None else f"has {size} bytes, expected {shard.bytes}"
+                raise ValueError(f"{shard.file} of {self.place} {found}: `lgq tokenize --verify` tells what is left")
 
     @property
     def total(self) -> int:
         """N, over all processes."""
-        return int(self.manifest["counts"]["rows"])
+        return self.manifest.counts.rows
 
     def read(self, batch: Any, epoch: int) -> Iterator[Row]:
         """What users get of the rows of an Arrow record batch."""
         tokens = batch.column(TOKENS)
         lists = getattr(tokens, "storage", tokens)  # datasets may have made an extension type of it
-        per_position = self.manifest["tokenizer"]["tokens_per_position"]
+        per_position = self.manifest.tokenizer.tokens_per_position
         for values, grid in zip(batch.drop_columns([TOKENS]).to_pylist(), lists, strict=True):
-            flat, shape = grid.values, self.manifest["grid"]
+            flat, shape = grid.values, self.manifest.grid
             while str(flat.type).startswith(("list", "fixed_size_list")):
                 flat = flat.flatten()
             if shape is None:
@@ -113,7 +110,7 @@ class TokenDataset(_Shards, Dataset[Row]):
         folder = Folder(self.place)
         if not folder.local:
             raise ValueError(f"{self.place} is not on this machine: read it by TokenStream, or download it first")
-        files = [glob.escape(folder.path(shard["file"])) for shard in self.manifest["shards"] if shard["rows"]]
+        files = [glob.escape(folder.path(shard.file)) for shard in self.manifest.shards if shard.rows]
         rows = import_datasets().load_dataset("parquet", data_files={"train": files}, split="train")
         self.rows = rows.select_columns(self.columns).with_format("numpy", columns=[TOKENS], output_all_columns=True)
         self._batches = self.rows.with_format("arrow")  # the same, a third of the time for a row
@@ -270,16 +267,16 @@ class TokenStream(_Shards, IterableDataset[Row]):
 
     def _range(self, wanted: range, epoch: int) -> Iterator[Row]:
         """Some rows of the epoch's order of files."""
-        shards = self.manifest["shards"]
+        shards = self.manifest.shards
         order = range(len(shards))
         if self.shuffle_buffer:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(shards)).tolist()
         first = 0
         for number in order:
-            rows = shards[number]["rows"]
+            rows = shards[number].rows
             low, high = max(wanted.start, first), min(wanted.stop, first + rows)
             if low < high:
-                for batch in self._file(shards[number]["file"], low - first, high - first):
+                for batch in self._file(shards[number].file, low - first, high - first):
                     yield from self.read(batch, epoch)
             first += rows
 

@@ -10,12 +10,15 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped, unused-ignore]
+from huggingface_hub.errors import StrictDataclassError
 
-from lgq_hf.files import atomic_file
+from lgq_hf.files import atomic_file, file_sha256, one_line
 from lgq_hf.images.sources import TOKENS
 from lgq_hf.images.stored import import_datasets
+from lgq_hf.tokens.plan import Footer, Shard
 
 FOOTER = b"lgq_hf"  # key of our entry in the metadata of a parquet file
+DAMAGED = (ValueError, KeyError, TypeError, StrictDataclassError)  # what records raise on JSON that is not theirs
 _TOKENS_IN_GROUP = 2**22  # 7 MB at 14 bits
 
 
@@ -33,8 +36,7 @@ class Folder:
         except ImportError as error:  # which says what to install
             raise ModuleNotFoundError(f"{self.place}: {error}") from error
         self.local = isinstance(self.fs, LocalFileSystem)
-        if not self.local:
-            self.fs.invalidate_cache()  # of listings, in which what other processes wrote is missing
+        self.fs.invalidate_cache()  # of listings, in which what other processes wrote is missing
         if self.place.startswith("hf://"):
             try:
                 self.fs.resolve_path(self.root)
@@ -48,20 +50,14 @@ class Folder:
         """Where a file is, for `fs`."""
         return f"{self.root.rstrip('/')}/{name}"
 
-    def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return bool(self.fs.isfile(self.path(name)))
-
-    def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, sorted; none where there is no such folder."""
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each file in a folder, by name, sorted, without hidden ones; none where there is no such folder."""
+        self.fs.invalidate_cache()
         if not self.fs.isdir(self.path(folder)):
-            return []
-        found = (
-            self.fs.ls(self.path(folder), detail=False, refresh=True)
-            if not self.local
-            else self.fs.ls(self.path(folder), detail=False)
-        )
-        return sorted(f"{folder}/{Path(path).name}" for path in found)
+            return {}
+        found = {Path(one["name"]).name: one for one in self.fs.ls(self.path(folder), detail=True)}
+        files = sorted(name for name in found if found[name]["type"] == "file" and not name.startswith("."))
+        return {f"{folder}/{name}": found[name]["size"] for name in files}
 
     def open(self, name: str) -> Any:
         """Opens a file to read bytes."""
@@ -81,7 +77,7 @@ class Folder:
 
 def write_shard(
     folder: Folder, name: str, columns: Mapping[str, Any], features: Any, footer: Mapping[str, Any]
-) -> None:
+) -> Shard:
     """Writes a shard, whole or not at all; the same content gives the same bytes.
 
     Args:
@@ -106,9 +102,8 @@ def write_shard(
             with parquet.ParquetWriter(temporary, table.schema, **_options(table.schema)) as writer:
                 if table.num_rows:  # datasets cannot read a group without rows
                     writer.write_table(table, row_group_size=max(1, _TOKENS_IN_GROUP // per_row))
+            return Shard(name, table.num_rows, temporary.stat().st_size, file_sha256(temporary))
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and read_footer(folder, name) == footer:
-            return  # another process made the same file, finished all, and tidied up
         raise OSError(
             f"cannot write {name} to {folder.place}: {error}. No half file is left, and the finished ones stay: make "
             "room, or mend what it says, and give the same command again"
@@ -128,26 +123,26 @@ def _options(schema: Any) -> dict[str, Any]:
     return {"compression": "zstd", "use_dictionary": False, "column_encoding": encoding, "data_page_size": 2**21}
 
 
-def read_footer(folder: Folder, name: str) -> dict[str, Any] | None:
-    """What `write_shard` wrote beside the rows; `None` for a file that is not there or was cut short.
+def read_footer(file: Any, name: str) -> Footer | None:
+    """What the shard that is open to be read says of itself; `None` where it was cut short.
 
     Raises:
-        ValueError: a whole parquet file that is no token shard.
+        ValueError: a whole parquet file that is no token shard; the message calls it `name`.
     """
     import pyarrow
     from pyarrow import parquet
 
-    if not folder.exists(name):
+    try:
+        metadata = parquet.read_metadata(file).metadata or {}
+    except (pyarrow.ArrowException, OSError):  # the latter for a footer that is there and damaged
         return None
-    with folder.open(name) as file:
-        try:
-            metadata = parquet.read_metadata(file).metadata or {}
-        except (pyarrow.ArrowException, OSError):  # the latter for a footer that is there and damaged
-            return None
-    if FOOTER not in metadata:
-        raise ValueError(f"{name} in {folder.place} is no token shard: choose an empty folder as output")
-    footer: dict[str, Any] = json.loads(metadata[FOOTER])
-    return footer
+    try:
+        return Footer.read(json.loads(metadata[FOOTER]))
+    except DAMAGED as error:
+        raise ValueError(
+            f"{name} is no token shard that this version reads ({type(error).__name__} {one_line(error)}): choose an "
+            "empty folder as output"
+        ) from error
 
 
-__all__ = ["FOOTER", "Folder", "read_footer", "write_shard"]
+__all__ = ["DAMAGED", "FOOTER", "Folder", "read_footer", "write_shard"]

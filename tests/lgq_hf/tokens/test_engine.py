@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.runtime import own_device, share
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import verify
-from lgq_hf.tokens.shards import Folder, read_footer
+from lgq_hf.tokens.shards import read_footer
 
 Digests = Callable[[str | Path], dict[str, str]]
 MakeJob = Callable[..., Job]
@@ -30,7 +31,8 @@ MakeJob = Callable[..., Job]
 def test_rows_stand_in_order_and_hold_the_models_tokens(job: MakeJob, pictures: Path, model_folder: Path) -> None:
     made = job()
     manifest = tokenize(made)
-    assert manifest == verify(made.output) == json.loads(Path(made.output, "manifest.json").read_text())
+    assert manifest is not None and manifest == verify(made.output)
+    assert manifest == json.loads(Path(made.output, "manifest.json").read_text())
     names = [f"data/train-{number:05d}-of-00004.parquet" for number in range(4)]
     assert [shard["file"] for shard in manifest["shards"]] == names
     assert [shard["rows"] for shard in manifest["shards"]] == [3, 3, 3, 2]
@@ -132,7 +134,9 @@ def test_kill_9_at_any_moment(job: MakeJob, tmp_path: Path, digests: Digests) ->
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         whole = sorted(data.glob("train-*"))
-        assert all(read_footer(Folder(made.output), f"data/{file.name}") for file in whole)
+        for file in whole:
+            with file.open("rb") as opened:
+                assert read_footer(opened, file.name)
         left.append(len(whole))
     assert left == sorted(left) and len(set(left)) > 4
     tokenize(made)
@@ -150,7 +154,7 @@ def test_torchrun_shares_the_work(
     assert run.returncode == 0, run.stderr
     assert "11 pictures, 11 rows of 8 x 8 tokens in 4 files" in run.stdout
     made = job(tmp_path / "other")
-    made.plan["tokenizer"]["name"] = str(model_folder)
+    made = replace(made, plan=replace(made.plan, tokenizer=replace(made.plan.tokenizer, name=str(model_folder))))
     tokenize(made)
     assert digests(output) == digests(made.output)
 
@@ -163,7 +167,7 @@ def test_crops_and_copies_are_rows_of_their_own(job: MakeJob, pictures: Path, mo
     views = Preprocessing(48, 5, 1.25, True).views()
     assert list(zip(rows["crop"], rows["flip"], strict=True)) == views * 11
     checkpoint = load_checkpoint(str(model_folder), "cpu")
-    first, _ = cut_views(Image.open(pictures / rows[0]["id"]), checkpoint.processor, made.preprocessing)
+    first, _ = cut_views(Image.open(pictures / rows[0]["id"]), checkpoint.processor, made.plan.preprocessing)
     values = checkpoint.processor(list(first.transpose(0, 2, 3, 1)), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         expected = torch.cat([checkpoint.model.encode(values[i : i + 4]).image_tokens for i in (0, 4)])
@@ -256,9 +260,7 @@ def test_an_output_that_holds_something_else(job: MakeJob, other_model_folder: P
     foreign = tmp_path / "foreign"
     (foreign / "data").mkdir(parents=True)
     datasets.Dataset.from_dict({"a": [1]}).to_parquet(foreign / "data" / "train-00000-of-00004.parquet")
-    with pytest.raises(
-        ValueError, match=r"data/train-00000-of-00004\.parquet in .* is no token shard: choose an empty"
-    ):
+    with pytest.raises(ValueError, match=r"data/train-00000-of-00004\.parquet in .* is no token shard"):
         tokenize(job(foreign))
 
 

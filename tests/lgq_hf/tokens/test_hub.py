@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,6 @@ def test_shards_arrive_on_the_hub_one_commit_each(
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "copy" / name).write_bytes(content)
     made = job(tmp_path / "local")
-    made.plan["tokenizer"]["name"] = str(model_folder)
+    made = replace(made, plan=replace(made.plan, tokenizer=replace(made.plan.tokenizer, name=str(model_folder))))
     tokenize(made)
     assert digests(tmp_path / "copy") == digests(tmp_path / "local")

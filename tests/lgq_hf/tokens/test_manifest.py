@@ -1,8 +1,9 @@
+import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from pyarrow import parquet
 from lgq_hf import LGQModel
 from lgq_hf.checkpoint.loading import find_checkpoint
 from lgq_hf.tokens.engine import Job, tokenize
-from lgq_hf.tokens.manifest import check_tokenizer, finish, read_manifest, verify
-from lgq_hf.tokens.plan import differences, file_names, identity, pictures_of, pictures_per_file
-from lgq_hf.tokens.shards import Folder
+from lgq_hf.tokens.manifest import check_tokenizer, read_manifest, verify
+from lgq_hf.tokens.plan import differences, pictures_per_file
 
 
 @pytest.fixture
@@ -28,8 +28,6 @@ def tokens(job: Callable[..., Job]) -> Path:
 
 def _rehash(folder: Path, number: int) -> None:
     """Makes the manifest agree with a file's bytes, so that only what is in it can betray it."""
-    import hashlib
-
     manifest = json.loads((folder / "manifest.json").read_text())
     shard = manifest["shards"][number]
     content = (folder / shard["file"]).read_bytes()
@@ -43,7 +41,7 @@ def test_verify_finds_what_is_damaged(tokens: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
     middle = len(whole) // 2
     file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-    with pytest.raises(ValueError, match=r"train-00001-of-00004.parquet: its \d+ bytes have sha256 \w{12}, expected"):
+    with pytest.raises(ValueError, match=r"train-00001-of-00004.parquet has \d+ bytes with sha256 \w{12}, expected"):
         verify(tokens)
     file.unlink()
     with pytest.raises(ValueError, match="train-00001-of-00004.parquet is missing"):
@@ -126,53 +124,54 @@ def test_in_half_precision_the_codebook_tells(tokens: Path, model_folder: Path, 
         check_tokenizer(manifest, LGQModel.from_pretrained(other_model_folder, dtype=torch.bfloat16))
 
 
-def test_names_do_not_matter_and_contents_do(job: Callable[..., Job], tmp_path: Path) -> None:
-    plan, other = job().plan, job().plan
-    other["tokenizer"]["name"], other["source"]["name"] = "elsewhere", "moved"
-    assert identity(plan) == identity(other)
-    other["source"]["sha256"] = "0"
-    assert identity(plan) != identity(other)
-    assert [line.partition(":")[0] for line in differences(plan, other)] == [
-        "source.name",
-        "source.sha256",
-        "tokenizer.name",
-    ]
+def test_names_do_not_matter_and_contents_do(job: Callable[..., Job]) -> None:
+    plan = job().plan
+    moved = replace(
+        plan, tokenizer=replace(plan.tokenizer, name="elsewhere"), source=replace(plan.source, name="moved")
+    )
+    assert plan.identity() == moved.identity()
+    other = replace(moved, source=replace(moved.source, sha256="0"))
+    assert plan.identity() != other.identity()
+    found = [line.partition(":")[0] for line in differences(plan, other)]
+    assert found == ["source.name", "source.sha256", "tokenizer.name"]
 
 
-def test_files_cover_every_picture_once() -> None:
-    for count in (1, 63, 64, 65, 4096, 4097, 1_281_167):
-        per_file = pictures_per_file(count)
-        plan = {"pictures_per_file": per_file, "files": -(-count // per_file)}
-        plan |= {"source": {"pictures": count, "split": "train"}}  # type: ignore[dict-item]
-        ranges = [pictures_of(plan, number) for number in range(len(file_names(plan)))]
-        assert ranges[0].start == 0 and ranges[-1].stop == count
-        assert all(one.stop == two.start and len(one) == per_file for one, two in itertools.pairwise(ranges))
+def test_the_layout_of_files_that_others_wrote(tokens: Path) -> None:
+    """Shards of earlier versions are read and continued by these names and this order."""
+    plan = ["format", "format_version", "tokenizer", "size", "grid", "dtype", "encoding", "preprocessing", "source"]
+    plan += ["pictures_per_file", "files", "features"]
+    content = json.loads((tokens / "manifest.json").read_text())
+    assert list(content) == [*plan, "counts", "failures", "devices", "versions", "shards"]
+    assert list(content["preprocessing"]) == ["size", "crops", "crop_scale", "flip", "processor_sha256", "processor"]
+    assert list(content["shards"][0]) == ["file", "rows", "bytes", "sha256"]
+    footer = parquet.read_metadata(tokens / "data" / "train-00003-of-00004.parquet").metadata[b"lgq_hf"]
+    told = json.loads(footer)
+    assert footer.decode() == json.dumps(told, sort_keys=True)
+    assert told == {
+        "plan": {name: content[name] for name in plan},
+        "file": 3,
+        "pictures": 2,
+        "rows": 2,
+        "failures": [],
+        "device": "cpu",
+        "versions": content["versions"][0],
+    }
+    manifest = read_manifest(tokens)
+    assert manifest == asdict(manifest) == content
+    assert manifest["tokenizer"]["codebook_size"] == 64 and {**manifest["counts"]} == content["counts"]
+    with pytest.raises(KeyError):
+        manifest["codes"]
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 4097, 1_281_167])
+def test_files_cover_every_picture_once(job: Callable[..., Job], count: int) -> None:
+    per_file, plan = pictures_per_file(count), job().plan
+    plan = replace(plan, source=replace(plan.source, pictures=count), pictures_per_file=per_file)
+    plan = replace(plan, files=-(-count // per_file))
+    ranges = [plan.pictures_of(number) for number in range(len(plan.names))]
+    assert ranges[0].start == 0 and ranges[-1].stop == count
+    assert all(one.stop == two.start and len(one) == per_file for one, two in itertools.pairwise(ranges))
     assert pictures_per_file(4096) == 64 and pictures_per_file(10**6) == 15625 and pictures_per_file(10**8) == 16384
-
-
-def test_two_processes_that_finish_at_once(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One finds its temporary file gone, because the other has written the manifest and tidied up."""
-    manifest, file = read_manifest(tokens), tokens / "manifest.json"
-    whole = file.read_text()
-    found = ("counts", "failures", "devices", "versions", "shards")
-    plan = {key: value for key, value in manifest.items() if key not in found}
-    folder = Folder(tokens)
-
-    @contextmanager
-    def overtaken(self: Folder, name: str) -> Iterator[Path]:
-        yield tokens / ".1-ab.tmp.json"
-        (tokens / ".1-ab.tmp.json").unlink()
-        file.write_text(whole + extra)
-        raise FileNotFoundError(name)
-
-    monkeypatch.setattr(Folder, "write", overtaken)
-    for extra in ("", " "):
-        file.unlink()
-        if not extra:
-            assert finish(plan, folder) == manifest
-        else:
-            with pytest.raises(FileNotFoundError):
-                finish(plan, folder)
 
 
 def test_a_rerun_does_not_make_a_damaged_shard_good(job: Callable[..., Job]) -> None:
@@ -195,17 +194,13 @@ def test_a_rerun_does_not_make_a_damaged_shard_good(job: Callable[..., Job]) -> 
     [
         (lambda manifest: manifest["counts"].update(pictures=99), "counts.pictures: 99 and 11"),
         (lambda manifest: manifest.update(devices=["tpu"]), "devices: .*tpu"),
-        (
-            lambda manifest: manifest["tokenizer"].update(revision="abc"),
-            "is of revision None, manifest.json says anot",
-        ),
+        (lambda manifest: manifest["tokenizer"].update(revision="abc"), "is of revision None"),
         (lambda manifest: manifest.pop("counts"), "manifest.json in .* is damaged: KeyError 'counts'"),
-        (lambda manifest: manifest.pop("shards"), "manifest.json in .* is damaged: KeyError 'shards'"),
-        (lambda manifest: manifest["shards"][0].update(rows="3"), "is damaged: TypeError expected int, got '3'"),
+        (lambda manifest: manifest["shards"][0].update(rows="3"), "'rows' expected int, got str"),
     ],
 )
 def test_a_manifest_that_was_changed(tokens: Path, change: Callable[[Any], Any], message: str) -> None:
-    manifest = read_manifest(tokens)
+    manifest = json.loads((tokens / "manifest.json").read_text())
     change(manifest)
     (tokens / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=message):
