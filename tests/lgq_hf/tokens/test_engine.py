@@ -72,7 +72,7 @@ def test_the_manifest_tells_what_was_done(job: MakeJob, pictures: Path, model_fo
         "channels_last": False,
         "compile": False,
     }
-    assert manifest["source"] | {"sha256": ""} == {
+    assert {**manifest["source"], "sha256": ""} == {
         "kind": "folder",
         "name": str(pictures),
         "split": "train",
