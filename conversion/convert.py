@@ -21,7 +21,7 @@ from conversion.read import own_tensors, read_weights, sha256_of, weight_files
 from conversion.verify import check_model, compare_recorded
 from conversion.write import check_output, write_folder
 from lgq_hf import LGQModel
-from lgq_hf.hub.publishable_card import LICENSE
+from lgq_hf.hub.publishable import LICENSE
 from lgq_hf.provenance import provenance
 
 

@@ -15,8 +15,7 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # tests that fill new memory need deterministic products
 
 from lgq_hf import LGQConfig, LGQModel
-from tests.hub_client import turn_to
-from tests.hub_server import Hub, serve
+from tests.hub_server import Hub, serve, turn_to
 from tests.ranks import Ranks
 
 _SMALL = {
@@ -174,7 +173,7 @@ def build_model() -> Callable[..., LGQModel]:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """An empty Hub on this machine that uploads of this process go to."""
-    with serve(lfs=True) as hub:
+    with serve() as hub:
         turn_to(hub, tmp_path, monkeypatch)
         yield hub
 

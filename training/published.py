@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-from lgq_hf.hub.publishable import check_publishable
-from lgq_hf.hub.publishable_card import STATE_BOTH, STATE_PICTURES
-from lgq_hf.hub.push import push
+from lgq_hf.hub import check_publishable, push
+from lgq_hf.hub.publishable import STATE_BOTH, STATE_PICTURES
 from training.run_recipe import Report, RunRecipe
 
 

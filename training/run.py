@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from PIL import Image
 
 from lgq_hf.files import atomic_folder
-from lgq_hf.hub.push import prepare
+from lgq_hf.hub import prepare
 from lgq_hf.provenance import provenance
 from training.base_step import BaseStep
 from training.launch import check_launch, end_with_the_launcher

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from lgq_hf.hub.access import check_name
-from lgq_hf.hub.publishable_card import LICENSE
+from lgq_hf.hub import check_name
+from lgq_hf.hub.publishable import LICENSE
 from training.schedules import LearningRateSchedule
 
 Number = float | int

@@ -16,10 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.utils import cached_file
 
 from lgq_hf import LGQImageProcessor, LGQModel
-from lgq_hf.checkpoint.downloaded import check_downloaded
 from lgq_hf.metrics.codebook import codebook_statistics
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import build_perceptual
@@ -154,7 +152,6 @@ class TokenizerRun(Run[Recipe]):
                 if Path(recipe.start_from).is_absolute() and not Path(recipe.start_from).is_dir():
                     raise FileNotFoundError(f"start_from: no folder {recipe.start_from}")
                 source = LGQModel.from_pretrained(recipe.start_from)
-                check_downloaded(Path(str(cached_file(recipe.start_from, "config.json"))).parent)
                 self.accelerator.print(take_over(model, source.state_dict(), recipe.start_from))
                 if recipe.train_only == "decoder":
                     source = source.to(device, model.dtype)  # and the layout, so that both round alike

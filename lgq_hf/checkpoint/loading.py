@@ -20,12 +20,16 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, default_checkpoint
-from lgq_hf.checkpoint.downloaded import check_downloaded
 from lgq_hf.files import canonical_sha256, one_line
 from lgq_hf.images.opening import check_shorter_side
 
 SHORT = 12  # hex digits of a fingerprint that people are shown
 CODEBOOK = "quantizer."  # what names of the quantizer's tensors begin with
+# what transformers and safetensors raise on files that are not what they should be
+_LOADING = (
+    *(OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError),
+    *(StrictDataclassError, SafetensorError),
+)
 _ADDED_AT_SAVE = frozenset({"_name_or_path", "auto_map", "dtype", "torch_dtype", "transformers_version"})
 
 
@@ -99,9 +103,23 @@ def load_checkpoint(
         raise ValueError(f"--device {device}: torch finds no CUDA device here; leave it out, or use --device cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    _check_reference(place)
-    with quiet(), _explained(reference or place):
-        folder, model, processor = _load(place, revision, dtype)
+    at: dict[str, Any] = {} if revision is None else {"revision": revision}
+    try:
+        with quiet():
+            config, _ = LGQConfig.get_config_dict(place, **at)
+            if config.get("model_type") != LGQConfig.model_type:
+                raise ValueError(f"it is of type {config.get('model_type')!r}, expected {LGQConfig.model_type!r}")
+            model = LGQModel.from_pretrained(place, dtype=dtype, use_safetensors=True, **at)
+            processor = LGQImageProcessor.from_pretrained(place, **at)
+            folder = Path(str(cached_file(place, "config.json", **at))).parent
+    except _LOADING as error:
+        raise ValueError(f"cannot load the model {name!r}: {one_line(error)}") from error
+    factor = model.config.spatial_downsample_factor
+    if processor.pad_to_multiple_of % factor:
+        raise ValueError(
+            f"the image processor of {name!r} pads to multiples of {processor.pad_to_multiple_of}, the model needs "
+            f"multiples of {factor}: set pad_to_multiple_of in preprocessor_config.json"
+        )
     return Checkpoint(name, folder, model, processor, torch.device(device))
 
 
@@ -137,9 +155,7 @@ class Reference:
     def settings(self) -> tuple[LGQConfig, LGQImageProcessor]:
         """Configuration and image processor, without the weights."""
         at: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
-        with _explained(self.name):
-            config = LGQConfig.from_pretrained(self.name, **at)
-            return config, LGQImageProcessor.from_pretrained(self.name, **at)
+        return LGQConfig.from_pretrained(self.name, **at), LGQImageProcessor.from_pretrained(self.name, **at)
 
 
 def find_checkpoint(reference: str | None, revision: str | None = None) -> Reference:
@@ -153,25 +169,25 @@ def find_checkpoint(reference: str | None, revision: str | None = None) -> Refer
         ValueError: it is not there, or no checkpoint; or a revision is asked of a folder. The message is one line.
     """
     place = _place(reference)
-    _check_reference(place)
-    if Path(place).is_dir():
-        if revision is not None:
-            raise ValueError(f"revision={revision!r} is for a Hub repository, and {place!r} is a folder: leave it out")
-        folder, name = Path(place), str(Path(place).resolve())
-    else:
-        with _explained(place):
+    in_folder = Path(place).is_dir()
+    if in_folder and revision is not None:
+        raise ValueError(f"revision={revision!r} is for a Hub repository, and {place!r} is a folder: leave it out")
+    try:
+        if in_folder:
+            folder = Path(place)
+        else:
             patterns: Any = {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": ["*/*"]}
-            folder, name = Path(snapshot_download(place, revision=revision, **patterns)), place
-    with _explained(place):
-        check_downloaded(folder)
+            folder = Path(snapshot_download(place, revision=revision, **patterns))
         return Reference(
-            name=name,
-            revision=None if folder == Path(place) else folder.name,
+            name=str(folder.resolve()) if in_folder else place,
+            revision=None if in_folder else folder.name,
             weights=weights_fingerprint(folder),
             codebook=weights_fingerprint(folder, CODEBOOK),
             config=_json_sha256(folder / "config.json"),
             processor=_json_sha256(folder / "preprocessor_config.json"),
         )
+    except _LOADING as error:
+        raise ValueError(f"cannot load the model {place!r}: {one_line(error)}") from error
 
 
 def weights_fingerprint(folder: Path, prefix: str = "") -> str:
@@ -206,57 +222,23 @@ def _json_sha256(path: Path) -> str:
     return canonical_sha256({key: value for key, value in content.items() if key not in _ADDED_AT_SAVE})
 
 
-# what transformers raises on files that are not what they should be, of odd configurations too
-_LOADING = (
-    *(OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError),
-    *(StrictDataclassError, SafetensorError),
-)
-
-
-@contextmanager
-def _explained(reference: str) -> Iterator[None]:
-    """Turns what loading can raise into a ValueError of one line."""
-    try:
-        yield
-    except _LOADING as error:
-        raise ValueError(f"cannot load the model {reference!r}: {one_line(error)}") from error
-
-
 def _place(reference: str | None) -> str:
-    """Folder or repository; the built-in folder for its name, if no folder is called so."""
+    """Folder or repository, and the built-in folder for its name; `ValueError` for a path where no model is.
+
+    The last would be taken for a repository, and the Hub's error would hint at it at best.
+    """
     builtin = default_checkpoint()
-    called = reference == builtin.name and not Path(reference).exists()
-    return str(builtin) if reference is None or called else reference
-
-
-def _check_reference(place: str) -> None:
-    """Says at once what the Hub's errors would only hint at: a path that does not exist, or a file."""
-    path = Path(place)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"no model in the folder {place!r}: it has no config.json")
-    elif path.exists():
-        raise ValueError(f"the model is a folder (or a Hub repository), got the file {place!r}")
-    elif path.is_absolute() or place.startswith((".", "~")) or place.endswith("/") or place.count("/") > 1:
-        raise ValueError(f"no model at {place!r}: no such folder")
-
-
-def _load(place: str, revision: str | None, dtype: torch.dtype) -> tuple[Path, LGQModel, LGQImageProcessor]:
-    at: dict[str, Any] = {} if revision is None else {"revision": revision}
-    config, _ = LGQConfig.get_config_dict(place, **at)
-    if config.get("model_type") != LGQConfig.model_type:
-        raise ValueError(f"it is of type {config.get('model_type')!r}, expected {LGQConfig.model_type!r}")
-    model = LGQModel.from_pretrained(place, dtype=dtype, use_safetensors=True, **at)
-    processor = LGQImageProcessor.from_pretrained(place, **at)
-    factor = model.config.spatial_downsample_factor
-    if processor.pad_to_multiple_of % factor:
-        raise ValueError(
-            f"its image processor pads to multiples of {processor.pad_to_multiple_of}, the model needs multiples of "
-            f"{factor}: set pad_to_multiple_of in preprocessor_config.json"
-        )
-    folder = Path(str(cached_file(place, "config.json", **at))).parent
-    check_downloaded(folder)
-    return folder, model, processor
+    if reference is None or (reference == builtin.name and not Path(reference).exists()):
+        return str(builtin)
+    path = Path(reference)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"no model in the folder {reference!r}: it has no config.json")
+    if path.is_file():
+        raise ValueError(f"the model is a folder (or a Hub repository), got the file {reference!r}")
+    is_path = path.is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1
+    if not path.exists() and (is_path or reference.endswith("/")):
+        raise ValueError(f"no model at {reference!r}: no such folder")
+    return reference
 
 
 @contextmanager

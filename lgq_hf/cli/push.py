@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lgq_hf.hub.publishable import Publication, check_publishable
-from lgq_hf.hub.push import check_name, check_ref, push
+from lgq_hf.hub import check_name, check_publishable, push
 
 
 def run(args: argparse.Namespace) -> int:
@@ -14,21 +13,19 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError: as `check_publishable` and `push`.
     """
     check_name(args.repository)
-    check_ref("branch", args.revision)
-    check_ref("tag", args.tag)
     publication = check_publishable(Path(args.folder))
-    print("\n".join(listing(publication)))
+    total = sum(publication.files.values())
+    for path, size in [*publication.files.items(), (f"{len(publication.files)} files", total)]:
+        print(f"{size:>{len(f'{total:,}')},}  {path}")
+    for path in publication.left_out:
+        print(f"left out: {path}")
+    for note in publication.notes:
+        print(f"note: {note}")
     if args.dry_run:
         print(f"dry run: nothing was sent to {args.repository}")
         return 0
-    pushed = push(
-        publication,
-        args.repository,
-        private=args.private,
-        revision=args.revision,
-        tag=args.tag,
-        message=args.message,
-    )
+    to = {"private": args.private, "revision": args.revision, "tag": args.tag, "message": args.message}
+    pushed = push(publication, args.repository, **to)
     if pushed.foreign:
         print(f"the repository also holds, from before: {', '.join(pushed.foreign)}")
     if not pushed.changed:
@@ -37,14 +34,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def listing(publication: Publication) -> list[str]:
-    """What goes, with sizes in bytes and their sum, what does not, and notes, as lines."""
-    total = sum(publication.files.values())
-    rows = [*publication.files.items(), (f"{len(publication.files)} files", total)]
-    width = len(f"{total:,}")
-    lines = [f"{size:>{width},}  {path}" for path, size in rows]
-    lines += [f"left out: {path} ({reason})" for path, reason in publication.left_out.items()]
-    return lines + [f"note: {note}" for note in publication.notes]
-
-
-__all__ = ["listing", "run"]
+__all__ = ["run"]

@@ -28,7 +28,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lgq_hf.checkpoint.downloaded import check_downloaded
 from lgq_hf.checkpoint.loading import CODEBOOK, SHORT, fingerprint
 from lgq_hf.generation.sampling import Generators
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
@@ -76,7 +75,6 @@ def local_folder(place: str | os.PathLike[str], hub: dict[str, Any]) -> str:
     else:
         try:
             name = snapshot_download(name, allow_patterns=[INDEX, "*/*.json", "*/*.safetensors"], **hub)
-            check_downloaded(Path(name))
         except (OSError, ValueError, HfHubHTTPError) as error:  # the client's own errors are of these kinds
             reason = " ".join(str(error).split())
             raise ValueError(

@@ -19,7 +19,7 @@ from conversion.plan import CheckpointError, Plan
 from conversion.read import read_weights
 from conversion.write import REPORT, card, check_output, write_folder
 from lgq_hf import LGQImageProcessor, LGQModel
-from lgq_hf.hub.publishable_card import HERE
+from lgq_hf.hub.publishable import HERE
 
 Build = Callable[..., LGQModel]
 FIXTURES = Path(__file__).parents[1] / "fixtures"

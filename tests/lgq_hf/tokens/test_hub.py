@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lgq_hf.tokens.engine import Job, tokenize
 from tests.hub_server import serve
 
@@ -29,6 +31,7 @@ assert verify("hf://datasets/org/tokens")["counts"]["rows"] == 11
 """
 
 
+@pytest.mark.slow
 def test_shards_arrive_on_the_hub_one_commit_each(
     pictures: Path,
     model_folder: Path,
