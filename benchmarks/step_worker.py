@@ -18,11 +18,9 @@ from benchmarks.training_step import GATE_STEPS, VARIANTS, WORKERS, Setting
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from lgq_hf.metrics.perceptual import build_perceptual
 from training.crops import scaled_crop
+from training.data import Batch, open_source, training_batches
 from training.discriminator import PatchDiscriminator
-from training.loader import training_batches
-from training.pictures import open_source
 from training.recipe import recipe_from
-from training.samples import Batch
 from training.step import TrainingStep
 
 

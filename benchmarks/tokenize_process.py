@@ -30,6 +30,7 @@ def main(words: list[str]) -> int:
     job = make_job(Path(pictures), Path(output) / rank, None, SETTINGS[name])
     maker = FileMaker(job, "cpu")
     own = list(range(int(rank), job.plan.files, int(world_size)))
+    assert job.plan.size is not None
     maker.encoder(torch.zeros(1, 3, *job.plan.size, dtype=torch.uint8), fill=True)  # warm
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -7,19 +7,19 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def share(num_shards: int | None = None, shard_index: int | None = None) -> tuple[int, int]:
-    """Number of processes and number of this one: as given, else as `accelerate launch` and `torchrun` say, else 1, 0.
+def world(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """Rank of this process and number of ranks: as given, else as `accelerate launch` and `torchrun` say, else 0, 1.
 
     Raises:
         ValueError: only one of them is given, or they are out of range.
     """
-    if (num_shards is None) != (shard_index is None):
-        raise ValueError("num_shards and shard_index belong together: give both or none")
-    if num_shards is None or shard_index is None:
-        num_shards, shard_index = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if not 0 <= shard_index < num_shards:
-        raise ValueError(f"shard_index: expected 0 to num_shards - 1 = {num_shards - 1}, got {shard_index}")
-    return num_shards, shard_index
+    if (rank is None) != (world_size is None):
+        raise ValueError("rank and world_size (shard_index and num_shards) belong together: give both or none")
+    if rank is None or world_size is None:
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank (shard_index): expected 0 to {world_size - 1}, of {world_size}, got {rank}")
+    return rank, world_size
 
 
 def own_device(device: str) -> str:
@@ -30,4 +30,4 @@ def own_device(device: str) -> str:
     return f"cuda:{int(local) % torch.cuda.device_count()}"
 
 
-__all__ = ["DTYPES", "own_device", "share"]
+__all__ = ["DTYPES", "own_device", "world"]

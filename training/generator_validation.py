@@ -10,8 +10,7 @@ from PIL import Image
 from lgq_hf.evaluation.likelihood import PROTOCOLS, held_out, held_out_collator, summary
 from lgq_hf.images.sheet import draw_grid
 from training.generator_recipe import GeneratorRecipe
-from training.token_loader import fixed_batches
-from training.token_sets import TokenSets
+from training.token_data import TokenSets, fixed_batches
 
 
 class GeneratorValidator:

@@ -8,7 +8,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -99,7 +99,7 @@ class Run(ABC, Generic[AnyRecipe]):
         """Makes what `measure` needs."""
 
     @abstractmethod
-    def batches(self, *, start: int, num_workers: int) -> Iterator[Any]:
+    def batches(self, *, start: int, num_workers: int) -> Generator[Any, None, None]:
         """This process's endless batches from a position in the order of samples on."""
 
     @abstractmethod
@@ -189,6 +189,7 @@ class Run(ABC, Generic[AnyRecipe]):
                     clock.start()
             return self._finish()
         finally:
+            batches.close()  # ends the workers
             signal.signal(signal.SIGTERM, previous)
             self.log.close()
 

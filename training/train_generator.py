@@ -6,7 +6,7 @@ A run that finds checkpoints in its output folder goes on from the newest one, t
 stopped. On SIGTERM it writes a checkpoint and ends.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from training.generator_step import GeneratorStep
 from training.generator_validation import GeneratorValidator
 from training.published import portable_place
 from training.run import Run
-from training.token_loader import TokenBatch, make_collator, token_batches
-from training.token_sets import TokenSets
+from training.token_data import TokenBatch, TokenSets, make_collator, token_batches
 
 MODELS: dict[str, Any] = {"masked": LGQMaskedTransformer, "autoregressive": LlamaForCausalLM}
 PIPELINES: dict[str, Any] = {"masked": LGQMaskedPipeline, "autoregressive": LGQAutoregressivePipeline}
@@ -77,8 +76,8 @@ class GeneratorRun(Run[GeneratorRecipe]):
             tokens_made_by={**made_by, "name": portable_place(made_by["name"])},
         )
 
-    def batches(self, *, start: int, num_workers: int) -> Iterator[TokenBatch]:
-        """Rows, as `training.token_loader` makes them."""
+    def batches(self, *, start: int, num_workers: int) -> Generator[TokenBatch, None, None]:
+        """Rows, as `training.token_data` makes them."""
         recipe, data = self.recipe, self.recipe.data
         draws = {"label_dropout": float(data.label_dropout), "seed": recipe.seed}
         return token_batches(

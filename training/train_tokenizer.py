@@ -7,7 +7,7 @@ stopped. On SIGTERM it writes a checkpoint and ends. See docs/training.md.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,15 @@ from lgq_hf.metrics.codebook import codebook_statistics
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import build_perceptual
 from lgq_hf.metrics.reconstruction import ssim
-from training.broken import BrokenPictures
 from training.command_line import call
 from training.crops import Crop, center_crop, resized_crop, scaled_crop
+from training.data import Batch, UnreadableImages, open_source, training_batches, validation_batches
 from training.discriminator import PatchDiscriminator
 from training.latent_axes import align_latents, check_alignable, latents_and_gradients
-from training.loader import training_batches, validation_batches
 from training.log import usage_warning
-from training.pictures import open_source
 from training.recipe import Data, Recipe, read_recipe
 from training.results import WITHOUT_CODES, corpus_summary, portable_recipe, write_final
 from training.run import Run
-from training.samples import Batch
 from training.start_from import check_same_pixels, check_same_tokens, take_over
 from training.step import TrainingStep, train_autoencoder_alone, train_decoder_alone
 from training.validation import HIGHER_IS_BETTER, Validator
@@ -96,11 +93,11 @@ class TokenizerRun(Run[Recipe]):
         self.processor = LGQImageProcessor(**{"pad_to_multiple_of": factor, **recipe.processor})
         self.sources = {split: self._source(split) for split in ("train", "validation")}
         size = 0 if recipe.data.streaming else len(self.sources["train"])
-        self.broken = BrokenPictures(self.output / "broken.jsonl", float(recipe.data.max_broken), size)
+        self.broken = UnreadableImages(self.output / "broken.jsonl", float(recipe.data.max_broken), size)
         return size
 
     def parts(self) -> dict[str, Any]:
-        """The broken pictures."""
+        """The unreadable images."""
         return {"broken": self.broken}
 
     def _source(self, split: str) -> Any:
@@ -119,8 +116,8 @@ class TokenizerRun(Run[Recipe]):
             seed=self.recipe.seed,
         )
 
-    def batches(self, *, start: int, num_workers: int) -> Iterator[Batch]:
-        """Crops, as `training.loader` makes them."""
+    def batches(self, *, start: int, num_workers: int) -> Generator[Batch, None, None]:
+        """Crops, as `training.data` makes them."""
         return training_batches(
             self.sources["train"],
             crop_of(self.recipe.data, self.recipe.image_size),
@@ -245,7 +242,7 @@ class TokenizerRun(Run[Recipe]):
     def next_pass(self, batches: Iterator[Batch]) -> tuple[Tensor, list[str]]:
         """`pixel_values` (B,3,H,W) on the device, and names of pictures."""
         batch = next(batches)
-        self.broken.add(batch.broken, seen=len(batch.ids))
+        self.broken.add(batch.unreadable, seen=len(batch.ids))
         pixels = batch.pixel_values.to(self.accelerator.device, non_blocking=True)
         return pixels.contiguous(memory_format=self.step.memory_format), batch.ids
 

@@ -43,6 +43,7 @@ class Validator:
         self.accelerator, self.settings, self.processor, self.batches = accelerator, settings, processor, batches
         self.perceptual, self.extractor = perceptual, extractor
         self.reference: FeatureStatistics | None = None
+        self.warned: set[str] = set()  # unreadable images that were told once
 
     def _sum(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum")
@@ -67,8 +68,10 @@ class Validator:
         references, reconstructions = (FeatureStatistics(1280, device=device) for _ in range(2))
         rows: list[Row] = []
         for batch in self.batches():
-            for name, reason in batch.broken if self.accelerator.is_main_process else ():  # all processes find them
-                logger.warning("validation picture %s cannot be read and is left out: %s", name, reason)
+            for name, reason in batch.unreadable:
+                if name not in self.warned:
+                    logger.warning("validation image %s cannot be read and is left out: %s", name, reason)
+                self.warned.add(name)
             pixels = batch.pixel_values.to(device)
             encoded = model.encode(pixels)
             counts += count_tokens(encoded.image_tokens, counts.shape[0])
@@ -88,6 +91,8 @@ class Validator:
                 rows += _rows(a, b, scores, batch.ids)[: self.settings.sheet - len(rows)]
         model.train(training)
         sums, counts = self._sum(sums), self._sum(counts)
+        if not sums[3]:
+            raise ValueError("not one validation image can be read: look at data.validation_path and the warnings")
         names = ["psnr", "ssim"] + ["perceptual"] * (self.perceptual is not None)
         values = {name: float(total / sums[3]) for name, total in zip(names, sums[:3], strict=False)}
         if self.extractor is not None:

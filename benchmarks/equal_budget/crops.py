@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lgq_hf.files import atomic_folder
+from lgq_hf.images.sources import ImageSource
 from training.crops import scaled_crop
-from training.pictures import Pictures, open_source
+from training.data import open_source
 
 SPLITS = ("train", "validation", "test")
 MANIFEST = "manifest.json"
@@ -57,7 +58,7 @@ def crops_of(picture: Image.Image, name: str, size: int, seed: int, turn: int = 
         yield crop if contrast(crop) >= MIN_STD else None
 
 
-def cut_split(pictures: Pictures, size: int, count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
+def cut_split(pictures: ImageSource, size: int, count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
     """`count` crops with their names, spread evenly over the pictures, in their order.
 
     What a picture cannot give, because it is flat where it was looked at, the following ones give, none of them more
@@ -74,7 +75,7 @@ def cut_split(pictures: Pictures, size: int, count: int, seed: int) -> Iterator[
             want = min(owed, 1 if turn else most)
             if not want:
                 continue
-            name = pictures.name(index)
+            name = pictures.id(index)
             tried = islice(crops_of(pictures.read(index), name, size, seed, turn), _TRIES * want)
             for number, crop in enumerate(islice((crop for crop in tried if crop is not None), want)):
                 yield f"{name}#{turn}.{number}", crop

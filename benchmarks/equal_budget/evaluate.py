@@ -12,7 +12,7 @@ from benchmarks.equal_budget.crops import fingerprint, read_manifest
 from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
 from lgq_hf.files import atomic_file
-from lgq_hf.images.sources import TokenSource, open_source
+from lgq_hf.images.sources import ImageSource, open_source
 from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import EfficientNetDistance
@@ -46,7 +46,7 @@ def key_of(picture: Tensor) -> bytes:
 
 
 @torch.inference_mode()
-def features_of_originals(place: Path, source: TokenSource, network: KnownFeatures) -> dict[bytes, Tensor]:
+def features_of_originals(place: Path, source: ImageSource, network: KnownFeatures) -> dict[bytes, Tensor]:
     """Features of the test crops, computed once and kept beside them."""
     file = place / f"features-{fingerprint(read_manifest(place / 'crops'))[:12]}.safetensors"
     if not file.is_file():
@@ -63,7 +63,7 @@ def features_of_originals(place: Path, source: TokenSource, network: KnownFeatur
     return {bytes(key.tolist()): row for key, row in zip(table["keys"], table["features"], strict=True)}
 
 
-def _as_tensor(source: TokenSource, index: int) -> Tensor:
+def _as_tensor(source: ImageSource, index: int) -> Tensor:
     """A picture (3,H,W) in [0, 1], with the values that the evaluation has."""
     picture = source.read(index)
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)

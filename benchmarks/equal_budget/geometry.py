@@ -27,7 +27,7 @@ from benchmarks.equal_budget.scales import SCALES, Scale
 from benchmarks.markdown import cell, digits
 from benchmarks.results_file import RESULTS, write_result
 from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
-from lgq_hf.images.sources import TokenSource, open_source
+from lgq_hf.images.sources import ImageSource, open_source
 from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.tokenizer.quantizer_base import Quantizer
 from lgq_hf.tokens.encoding import Encoder, Encoding
@@ -101,7 +101,7 @@ def codes_of(quantizer: Quantizer) -> Tensor:
 
 
 def batches(
-    checkpoint: Checkpoint, source: TokenSource, limit: int | None, preprocessing: Preprocessing
+    checkpoint: Checkpoint, source: ImageSource, limit: int | None, preprocessing: Preprocessing
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Numbers of pictures, and their bytes (n,3,H,W); neighbours of one size come together."""
     count = len(source) if limit is None else limit
@@ -118,7 +118,7 @@ def batches(
 
 def gather(
     checkpoint: Checkpoint,
-    source: TokenSource,
+    source: ImageSource,
     limit: int | None = None,
     preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  # frozen
 ) -> Sample:
@@ -151,7 +151,7 @@ def gather(
     return Sample(torch.cat(latents), torch.cat(tokens), codes_KC, torch.cat(second), pictures)
 
 
-def measure(checkpoint: Checkpoint, source: TokenSource, limit: int | None = None) -> dict[str, Any]:
+def measure(checkpoint: Checkpoint, source: ImageSource, limit: int | None = None) -> dict[str, Any]:
     """[`Geometry.numbers`] of a tokenizer on pictures; arguments and errors as [`gather`]."""
     return Geometry(gather(checkpoint, source, limit)).numbers()
 

@@ -12,10 +12,10 @@ from lgq_hf.checkpoint.loading import SHORT, Checkpoint, load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
 from lgq_hf.evaluation.grid import draw_extremes
 from lgq_hf.evaluation.naming import FRECHET, RFID, frechet_label
-from lgq_hf.images.sources import TokenSource, open_source
+from lgq_hf.images.sources import ImageSource, open_source
 from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.perceptual import EfficientNetDistance
-from lgq_hf.runtime import DTYPES, own_device, share
+from lgq_hf.runtime import DTYPES, own_device, world
 from lgq_hf.tokens.engine import default_workers
 
 from .networks import check_networks, extractor_of, lpips_of
@@ -51,7 +51,7 @@ def run_tokenizer(args: argparse.Namespace, output: Path, grid: Path | None) -> 
     )
     dtype = DTYPES[args.dtype]
     checkpoint = load_checkpoint(args.model, own_device(args.device), revision=args.revision, dtype=dtype)
-    first = share()[1] == 0
+    first = world()[0] == 0
     result = _evaluate(args, checkpoint, source, settings, first)
     if not first:
         return 0
@@ -75,7 +75,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _evaluate(
-    args: argparse.Namespace, checkpoint: Checkpoint, source: TokenSource, settings: Settings, first: bool
+    args: argparse.Namespace, checkpoint: Checkpoint, source: ImageSource, settings: Settings, first: bool
 ) -> dict[str, Any]:
     """What `evaluate_tokenizer` gives, with a bar on the first process's terminal."""
     perceptual = EfficientNetDistance().to(checkpoint.device)

@@ -11,7 +11,7 @@ from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation.processes import Processes
 from lgq_hf.evaluation.settings import Settings
 from lgq_hf.evaluation.totals import Totals, described_sizes
-from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.sources import ImageSource
 from lgq_hf.metrics.frozen import sha256_of
 
 _ROUNDED = "values in [0, 1], reconstructions clamped to it and rounded to 8 bits"
@@ -37,7 +37,7 @@ def describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def describe_protocol(
     checkpoint: Checkpoint,
-    source: TokenSource,
+    source: ImageSource,
     settings: Settings,
     totals: Totals,
     processes: Processes,

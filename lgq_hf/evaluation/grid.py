@@ -12,7 +12,7 @@ from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation.pictures import Batch, chosen
 from lgq_hf.evaluation.reconstruction import Reconstructor
 from lgq_hf.evaluation.settings import Settings
-from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.sources import ImageSource
 from lgq_hf.images.views import Grid, cut_views
 
 _WIDE = 2200  # pixels, of a sheet
@@ -32,7 +32,7 @@ class Pair:
 
 
 def draw_extremes(
-    checkpoint: Checkpoint, source: TokenSource, settings: Settings, result: dict[str, Any]
+    checkpoint: Checkpoint, source: ImageSource, settings: Settings, result: dict[str, Any]
 ) -> Image.Image:
     """The best and worst pictures of a result by PSNR, the extreme first, original left of reconstruction.
 
@@ -59,7 +59,7 @@ def draw_extremes(
     return draw_sections(title, {"Best": pairs[:half], "Worst": pairs[half:]})
 
 
-def _pairs(checkpoint: Checkpoint, source: TokenSource, settings: Settings, views: list[dict[str, Any]]) -> list[Pair]:
+def _pairs(checkpoint: Checkpoint, source: ImageSource, settings: Settings, views: list[dict[str, Any]]) -> list[Pair]:
     """Reads and reconstructs these views, as entries of `extremes` name them; in their order."""
     waiting: dict[Grid, list[tuple[int, torch.Tensor]]] = {}
     count = len(settings.preprocessing.views())

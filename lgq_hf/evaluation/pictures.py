@@ -18,7 +18,7 @@ from torch import Tensor
 from lgq_hf.evaluation.settings import Settings
 from lgq_hf.files import canonical_sha256
 from lgq_hf.images.loading import Chunk, Key, chunks
-from lgq_hf.images.sources import ID, TokenSource
+from lgq_hf.images.sources import ID, ImageSource
 from lgq_hf.images.views import Grid
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
 
@@ -26,14 +26,14 @@ _PIXELS_IN_BATCH = 2**18  # times batch_size: without a size, pictures fill a ba
 
 
 class Chosen:
-    """Some pictures of a source, in its order; itself a `TokenSource`.
+    """Some pictures of a source, in its order; itself a `ImageSource`.
 
     Args:
         source: all pictures.
         indices: which of them.
     """
 
-    def __init__(self, source: TokenSource, indices: list[int]) -> None:
+    def __init__(self, source: ImageSource, indices: list[int]) -> None:
         self.source, self.indices = source, indices
         self.kind, self.name, self.features = source.kind, source.name, source.features
 
@@ -57,7 +57,7 @@ class Chosen:
         return canonical_sha256({"source": self.source.digest(), "indices": self.indices})
 
 
-def chosen(source: TokenSource, settings: Settings) -> TokenSource:
+def chosen(source: ImageSource, settings: Settings) -> ImageSource:
     """The source itself, or as many of its pictures as the settings say.
 
     Raises:
@@ -97,7 +97,7 @@ class Share:
 
 
 def shares(
-    source: TokenSource,
+    source: ImageSource,
     processor: LGQImageProcessor,
     settings: Settings,
     keys: list[Key],

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lgq_hf.runtime import share
+from lgq_hf.runtime import world
 
 Value = TypeVar("Value")
 _PATIENCE = timedelta(hours=2)  # how long the first to finish waits for the last
@@ -69,7 +69,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     if dist.is_available() and dist.is_initialized():
         yield Processes(dist.get_world_size(), dist.get_rank(), str(dist.get_backend()))
         return
-    count, rank = share()
+    rank, count = world()
     if count == 1:
         yield Processes()
         return

@@ -8,7 +8,7 @@ from torch import Tensor
 from lgq_hf.evaluation.naming import frechet_key
 from lgq_hf.evaluation.settings import Networks, Settings
 from lgq_hf.evaluation.totals import Totals, column, median_length
-from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.sources import ImageSource
 from lgq_hf.metrics.codebook import codebook_statistics
 from lgq_hf.metrics.frechet import frechet_distance
 
@@ -88,7 +88,7 @@ def _distances(totals: Totals) -> dict[str, float]:
     }
 
 
-def extremes(totals: Totals, source: TokenSource, settings: Settings) -> dict[str, list[dict[str, Any]]]:
+def extremes(totals: Totals, source: ImageSource, settings: Settings) -> dict[str, list[dict[str, Any]]]:
     """The views with the highest PSNR and those with the lowest, the extreme first; of equal ones the first in order.
 
     Returns:
@@ -104,7 +104,7 @@ def extremes(totals: Totals, source: TokenSource, settings: Settings) -> dict[st
     return found
 
 
-def _view(row: dict[str, float], source: TokenSource, views: list[tuple[str, bool]]) -> dict[str, Any]:
+def _view(row: dict[str, float], source: ImageSource, views: list[tuple[str, bool]]) -> dict[str, Any]:
     index, which = divmod(int(row["view"]), len(views))
     crop, flipped = views[which]
     psnr = row["psnr"] if math.isfinite(row["psnr"]) else None

@@ -14,14 +14,14 @@ from lgq_hf.evaluation.reconstruction import Reconstructor
 from lgq_hf.evaluation.results import cost, extremes, metrics, smallest_side
 from lgq_hf.evaluation.settings import Classifier, Distance, Networks, Settings, Watch
 from lgq_hf.evaluation.totals import Totals
-from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.sources import ImageSource
 from lgq_hf.metrics.extractors import Extractor
 from lgq_hf.provenance import provenance
 
 
 def evaluate_tokenizer(
     checkpoint: Checkpoint,
-    source: TokenSource,
+    source: ImageSource,
     settings: Settings,
     extractor: Extractor,
     perceptual: Distance | None = None,
@@ -85,7 +85,7 @@ def evaluate_tokenizer(
 
 def _measured(
     checkpoint: Checkpoint,
-    source: TokenSource,
+    source: ImageSource,
     settings: Settings,
     networks: Networks,
     group: Processes,

@@ -1,7 +1,7 @@
-"""Pictures read and cut by worker processes, in chunks of one file, in order."""
+"""What worker processes make, in an order that does not depend on them: the one loader of images and of tokens."""
 
-import signal
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lgq_hf.images.sources import ID, TokenSource
+from lgq_hf.images.sources import ID, ImageSource
 from lgq_hf.images.views import Grid, Preprocessing, cut_views
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
 
@@ -51,7 +51,7 @@ class Chunk:
 class _Chunks(Dataset[Chunk]):
     """Makes the chunk of a key."""
 
-    def __init__(self, source: TokenSource, processor: LGQImageProcessor, preprocessing: Preprocessing) -> None:
+    def __init__(self, source: ImageSource, processor: LGQImageProcessor, preprocessing: Preprocessing) -> None:
         self.source, self.processor, self.preprocessing = source, processor, preprocessing
 
     def __getitem__(self, key: Key) -> Chunk:
@@ -71,7 +71,7 @@ class _Chunks(Dataset[Chunk]):
 
 
 def chunks(
-    source: TokenSource,
+    source: ImageSource,
     processor: LGQImageProcessor,
     preprocessing: Preprocessing,
     keys: Sequence[Key],
@@ -80,33 +80,60 @@ def chunks(
     pin_memory: bool,
 ) -> Iterator[Chunk]:
     """The chunks of `keys` in their order, read ahead by `num_workers` processes (0: read when they are asked for)."""
-    loader = DataLoader(
+    return in_order(
         _Chunks(source, processor, preprocessing),
+        keys,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetched=_PREFETCHED,
+    )
+
+
+def in_order(
+    made: Dataset[Any], keys: Iterable[Any], *, num_workers: int, pin_memory: bool, prefetched: int = 2
+) -> Generator[Any, None, None]:
+    """`made[key]` for each key, in the order of the keys.
+
+    Args:
+        made: makes a batch of a key.
+        keys: endless or not.
+        num_workers: processes that make them ahead (0: made when they are asked for). They end with the iterator
+            (close it, or drop it) or with this process. Signals to the process group do not reach them, so that a
+            process that is told to end can finish what it does.
+        pin_memory: of tensors that go to an accelerator.
+        prefetched: batches that each worker makes ahead.
+    """
+    loader = DataLoader(
+        made,
         batch_size=None,
         sampler=keys,
         num_workers=num_workers,
-        prefetch_factor=_PREFETCHED if num_workers else None,
-        collate_fn=_as_it_is,
+        prefetch_factor=prefetched if num_workers else None,
+        collate_fn=_unchanged,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_leave_the_process_group,
         generator=torch.Generator(),  # without one, torch's global generator would be moved
     )
     iterator: Any = iter(loader)
     try:
         yield from iterator
     finally:
-        if num_workers:
+        if num_workers:  # now, even if the traceback of an error holds the iterator
             iterator._shutdown_workers()  # torch has no public name for it, and leaves it to __del__
 
 
-def _as_it_is(chunk: Any) -> Any:
-    return chunk
+def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch, (size,) int64: drawn from (seed, epoch), the same on every rank."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-def _ignore_signals(_: int) -> None:
-    """A signal to the whole group is for the main process: it ends its workers, and they end without it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
-__all__ = ["Chunk", "Key", "Picture", "chunks"]
+def _leave_the_process_group(_: int) -> None:
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
+
+
+__all__ = ["Chunk", "Key", "Picture", "chunks", "in_order", "permutation"]

@@ -5,7 +5,7 @@ import hashlib
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +32,7 @@ ID, LABEL, CROP, FLIP = "id", "label", "crop", "flip"
 RESERVED = frozenset({TOKENS, ID, LABEL, CROP, FLIP, *SIZES})
 
 
-class TokenSource(Protocol):
+class ImageSource(Protocol):
     """Pictures by number; what a number stands for never changes, so that any process may read any of them.
 
     Attributes:
@@ -63,21 +63,29 @@ class TokenSource(Protocol):
 
 @dataclass
 class FolderSource:
-    """Pictures below a folder in sorted order; the folder that each lies in is its label, where all lie in one."""
+    """Images below a folder in sorted order; the folder that each lies in is its label, where all lie in one.
+
+    Attributes:
+        folder: that they are below.
+        names: path of each within the folder; one may come again.
+        labels: of each, or none.
+        ids: of each; none where names are ids.
+    """
 
     name: str
     folder: Path
     names: Sequence[str]
-    labels: Sequence[int]
-    features: dict[str, Any]
+    labels: Sequence[int] = ()
+    features: dict[str, Any] = field(default_factory=dict)
     kind: str = "folder"
+    ids: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def id(self, index: int) -> str:
         """Path within the folder; bytes that are no text appear as escapes."""
-        return _as_text(self.names[index])
+        return _as_text(self.ids[index] if self.ids else self.names[index])
 
     def read(self, index: int) -> Image.Image:
         """The picture as RGB; raises ValueError with the reason where it cannot be read."""
@@ -98,12 +106,12 @@ class FolderSource:
 
 
 class DatasetSource:
-    """Rows of a `datasets.Dataset`; the class `TokenSource` says what it offers.
+    """Rows of a `datasets.Dataset`; the class `ImageSource` says what it offers.
 
     Args:
         dataset: one split.
-        kind: as in `TokenSource`.
-        name: as in `TokenSource`.
+        kind: as in `ImageSource`.
+        name: as in `ImageSource`.
         split: what rows are called without an id column.
         image_column: `None`: the only one that holds pictures.
         label_column: of integers or a ClassLabel, or `None`.
@@ -200,7 +208,7 @@ def open_source(
     keep: Sequence[str] = (),
     name: str | None = None,
     revision: str | None = None,
-) -> TokenSource:
+) -> ImageSource:
     """Opens what is to be tokenized; no picture is decoded yet.
 
     Args:
@@ -230,7 +238,7 @@ def open_source(
         given = {"image_column": image_column, "label_column": label_column, "id_column": id_column, "keep": keep}
         if told := [option for option, value in given.items() if value]:
             raise ValueError(f"{', '.join(told)}: {path} is a folder of pictures, it has no columns; leave them out")
-        return _open_folder(path)
+        return open_folder(path)
     if kind == "webdataset" and id_column is None:
         id_column = "__key__"
     return DatasetSource(
@@ -288,21 +296,25 @@ def _files(path: str, suffix: str) -> list[str]:
     return sorted(str(Path(file).absolute()) for file in found if file.endswith(f".{suffix}") and Path(file).is_file())
 
 
-def _open_folder(path: str) -> FolderSource:
+def open_folder(path: str, *, labels: bool = True) -> FolderSource:
+    """Opens a folder of images, as `open_source` does.
+
+    Args:
+        path: of the folder.
+        labels: whether the folders in it are labels.
+    """
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path} is no folder: expected one that holds pictures")
     sources, failures = find_pictures([path])
     if failures:
         raise ValueError(f"cannot search all of {path}: " + "; ".join(f"{name}: {why}" for name, why in failures))
-    folders = [source.name.partition("/")[0] if "/" in source.name else None for source in sources]
-    labels: list[int] = []
-    features: dict[str, Any] = {}
-    if None not in folders:
-        names = sorted({str(folder) for folder in folders})
-        numbers = {name: number for number, name in enumerate(names)}
-        labels = [numbers[str(folder)] for folder in folders]
-        features = {LABEL: import_datasets().ClassLabel(names=[_as_text(name) for name in names])}
-    return FolderSource(path, Path(path).absolute(), [source.name for source in sources], labels, features)
+    found = FolderSource(path, Path(path).absolute(), [source.name for source in sources])
+    folders = [name.partition("/")[0] if "/" in name else None for name in found.names]
+    if labels and None not in folders:
+        classes = sorted({str(folder) for folder in folders})
+        found.labels = [classes.index(str(folder)) for folder in folders]
+        found.features = {LABEL: import_datasets().ClassLabel(names=[_as_text(name) for name in classes])}
+    return found
 
 
 def _as_text(name: str) -> str:
@@ -370,6 +382,7 @@ __all__ = [
     "RESERVED",
     "DatasetSource",
     "FolderSource",
-    "TokenSource",
+    "ImageSource",
+    "open_folder",
     "open_source",
 ]

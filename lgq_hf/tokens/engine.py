@@ -18,10 +18,10 @@ from torch import Tensor
 
 from lgq_hf.checkpoint.loading import Reference
 from lgq_hf.images.loading import Chunk, Key, chunks
-from lgq_hf.images.sources import CROP, FLIP, ID, SIZES, TOKENS, TokenSource
+from lgq_hf.images.sources import CROP, FLIP, ID, SIZES, TOKENS, ImageSource
 from lgq_hf.images.stored import import_datasets
 from lgq_hf.provenance import versions
-from lgq_hf.runtime import DTYPES, own_device, share
+from lgq_hf.runtime import DTYPES, own_device, world
 from lgq_hf.tokens.encoding import Encoder
 from lgq_hf.tokens.manifest import Manifest, finish
 from lgq_hf.tokens.plan import Footer, Plan, Shard, differences
@@ -47,7 +47,7 @@ class Job:
 
     plan: Plan
     reference: Reference
-    source: TokenSource
+    source: ImageSource
     output: str
     on_error: str = "skip"
 
@@ -253,7 +253,7 @@ def tokenize(
 
     Args:
         job: what is to be made.
-        num_shards, shard_index: this process makes files shard_index, shard_index + num_shards, ...; see `share`.
+        num_shards, shard_index: this process makes files shard_index, shard_index + num_shards, ...; see `world`.
         device: see `own_device`.
         num_workers: see `FileMaker`; `None`: `default_workers`.
         started: called once with the number of images to encode here.
@@ -266,7 +266,7 @@ def tokenize(
         ValueError: the folder holds something else, or an image or option is refused.
         OSError: a file cannot be written.
     """
-    count, index = share(num_shards, shard_index)
+    index, count = world(shard_index, num_shards)
     footers: dict[str, Footer] = {}
     made: dict[str, Shard] = {}
     own = [number for number in job.look(footers) if number % count == index]

@@ -14,7 +14,7 @@ from huggingface_hub.dataclasses import strict
 
 from lgq_hf.checkpoint.loading import Reference
 from lgq_hf.files import canonical_sha256
-from lgq_hf.images.sources import CROP, FLIP, ID, TokenSource
+from lgq_hf.images.sources import CROP, FLIP, ID, ImageSource
 from lgq_hf.images.stored import import_datasets
 from lgq_hf.images.views import Grid, Preprocessing, cut_views
 from lgq_hf.runtime import DTYPES
@@ -229,7 +229,7 @@ def pictures_per_file(count: int) -> int:
 def make_plan(
     reference: Reference,
     name: str,
-    source: TokenSource,
+    source: ImageSource,
     preprocessing: Preprocessing,
     encoding: Encoding,
     *,
@@ -320,7 +320,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:24]}...{text[-8:]}"
 
 
-def _common_size(source: TokenSource, processor: LGQImageProcessor, preprocessing: Preprocessing) -> Grid:
+def _common_size(source: ImageSource, processor: LGQImageProcessor, preprocessing: Preprocessing) -> Grid:
     if preprocessing.size is not None:
         return preprocessing.size, preprocessing.size
     reason = ""

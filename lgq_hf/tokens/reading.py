@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from lgq_hf.checkpoint.loading import Reference
+from lgq_hf.images.loading import permutation
 from lgq_hf.images.sources import CROP, FLIP, ID, LABEL, SIZES, TOKENS
 from lgq_hf.images.stored import import_datasets
-from lgq_hf.runtime import share
+from lgq_hf.runtime import world
 from lgq_hf.tokenizer.modeling_lgq import LGQModel
 from lgq_hf.tokens.manifest import Manifest, check_tokenizer, read_manifest
 from lgq_hf.tokens.shards import Folder
@@ -25,16 +26,6 @@ Row = dict[str, Any]
 Key = int | tuple[int, int]  # number of a row, or (epoch, number)
 EPOCH = "epoch"
 _READ_AT_ONCE = 1024  # rows of a stream
-
-
-def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """This process and how many there are: as given, or as `engine.share` finds them."""
-    if (rank is None) != (world_size is None):
-        raise ValueError("rank and world_size belong together: give both or none")
-    if rank is not None and world_size is not None and not 0 <= rank < world_size:
-        raise ValueError(f"rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}")
-    world_size, rank = share(world_size, rank)
-    return rank, world_size
 
 
 class _Shards:
@@ -157,7 +148,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     ) -> None:
         if even not in (None, "drop", "repeat"):
             raise ValueError(f"even: expected None, 'drop' or 'repeat', got {even!r}")
-        self.rank, self.world_size = _share(rank, world_size)
+        self.rank, self.world_size = world(rank, world_size)
         self.size, self.seed, self.shuffle, self.even = size, seed, shuffle, even
         self.epoch: int
         self.start: int
@@ -189,7 +180,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.arange(self.size)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+            order = permutation(self.size, self.seed, self.epoch)
         for position in self._positions():
             yield self.epoch, int(order[position % self.size])
 
@@ -225,7 +216,7 @@ class TokenStream(_Shards, IterableDataset[Row]):
         super().__init__(place, tokenizer, columns)
         if shuffle_buffer < 0:
             raise ValueError(f"shuffle_buffer: expected 0 or more rows, got {shuffle_buffer}")
-        self.rank, self.world_size = _share(rank, world_size)
+        self.rank, self.world_size = world(rank, world_size)
         self.seed, self.shuffle_buffer = seed, shuffle_buffer
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
 

@@ -19,7 +19,7 @@ from tests.training.generators import CODES, KINDS, PIXELS, a_model, a_recipe
 from tests.training.steps import forget_processes
 from training.generator_recipe import GeneratorRecipe
 from training.generator_validation import GeneratorValidator
-from training.token_sets import TokenSets
+from training.token_data import TokenSets
 
 
 @pytest.fixture(autouse=True)

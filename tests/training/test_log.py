@@ -186,12 +186,12 @@ def test_lines_stand_above_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     log = RunLog(Accelerator(cpu=True), tmp_path, 5, 10, {"report.project": "lgq"}, postfix=_postfix)
     log.step()
     log.train(6, ROW)
-    logging.getLogger("training.broken").warning("a.png cannot be read: no picture")
+    logging.getLogger("training.data").warning("a.png cannot be read: no picture")
     log.validate(6, {"psnr": 20.25, "ssim": 0.5}, None, tmp_path)
     log.close()
     assert root.handlers == [console]
     shown = [re.split(r"\r", line)[-1].rstrip() for line in terminal.getvalue().split("\n")]  # what a terminal leaves
-    assert shown[:2] == ["WARNING training.broken: a.png cannot be read: no picture", "step 6: psnr 20.25, ssim 0.5"]
+    assert shown[:2] == ["WARNING training.data: a.png cannot be read: no picture", "step 6: psnr 20.25, ssim 0.5"]
     assert re.match(r" 60%\|.*\| 6/10 \[.*step/s, loss=0.1, pictures/s=3\]", shown[2]) and len(shown) == 4
 
 

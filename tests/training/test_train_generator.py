@@ -20,7 +20,7 @@ from tests.training.steps import forget_processes
 from training.generator_step import GeneratorStep
 from training.log import read_csv
 from training.run_state import newest_checkpoint
-from training.token_loader import token_batches
+from training.token_data import token_batches
 from training.train_generator import main
 
 WEIGHTS = "transformer/model.safetensors"

@@ -161,7 +161,7 @@ def test_broken_pictures_are_counted_and_too_many_stop_the_run(recipe: Path, cor
     for number in range(12):
         (folder / "train" / f"broken-{number}.png").write_bytes(b"no picture")
     forget_processes()
-    with pytest.raises(ValueError, match="broken pictures among .* samples"):
+    with pytest.raises(ValueError, match="unreadable images among .* samples"):
         main([*arguments, "data.max_broken=0.1", "max_steps=20", f"output_dir={tmp_path / 'other'}"])
 
 

@@ -13,8 +13,7 @@ from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import build_perceptual
 from tests.training.steps import VALUES, on_two_ranks
-from training.loader import validation_batches
-from training.pictures import open_source
+from training.data import open_source, validation_batches
 from training.recipe import Validation
 from training.validation import Validator
 

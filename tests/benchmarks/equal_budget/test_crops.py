@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.equal_budget.crops import MIN_STD, contrast, cut, cut_split, fingerprint, read_manifest
-from lgq_hf.images.sources import open_source
-from training.pictures import FilePictures
-from training.pictures import open_source as open_training_source
+from lgq_hf.images.sources import FolderSource, open_source
+from training.data import open_source as open_training_source
 
 COUNTS = {"train": 11, "validation": 3, "test": 4}
 
@@ -76,7 +75,7 @@ def test_what_is_there_is_kept_and_other_crops_are_refused(corpus: Path, tmp_pat
 def _given(folder: Path, flat: tuple[str, ...], count: int) -> Counter[str]:
     corpus = make_corpus(folder, {"train": 4}, flat)
     names = [f"images/train/{number}.png" for number in range(4)]
-    pictures = FilePictures([corpus / name for name in names], names)
+    pictures = FolderSource("corpus", corpus, names)
     crops = list(cut_split(pictures, 16, count, 0))
     assert len(crops) == count == len({name for name, _ in crops})
     return Counter(name.partition("#")[0] for name, _ in crops)

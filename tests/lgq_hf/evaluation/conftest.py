@@ -10,7 +10,7 @@ from skimage import data
 
 from lgq_hf import LGQImageProcessor, LGQModel
 from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
-from lgq_hf.images.sources import TokenSource, open_source
+from lgq_hf.images.sources import ImageSource, open_source
 from tests.lgq_hf.evaluation.plain import COUNT
 
 
@@ -27,7 +27,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(photographs: Path) -> TokenSource:
+def source(photographs: Path) -> ImageSource:
     return open_source(str(photographs), kind="folder")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
-from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.sources import ImageSource
 from lgq_hf.images.views import Preprocessing
 
 COUNT = 7  # photographs of conftest.py
@@ -38,7 +38,7 @@ def settings(size: int | None = 32, batch_size: int = 4, **more: Any) -> Setting
     return Settings(Preprocessing(size, **cut), batch_size=batch_size, **more)
 
 
-def evaluated(checkpoint: Checkpoint, source: TokenSource, how: Settings, **more: Any) -> dict[str, Any]:
+def evaluated(checkpoint: Checkpoint, source: ImageSource, how: Settings, **more: Any) -> dict[str, Any]:
     """With quick networks."""
     network = MeanColours()
     return evaluate_tokenizer(
@@ -54,7 +54,7 @@ class Seen:
         tokens: (N,G), latents, codes: (N,C) float64, of all positions.
     """
 
-    def __init__(self, checkpoint: Checkpoint, source: TokenSource, size: int, batch_size: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, source: ImageSource, size: int, batch_size: int) -> None:
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
         tokens, latents, codes = [], [], []
         for first in range(0, len(source), batch_size):

@@ -10,7 +10,7 @@ from lgq_hf.evaluation.naming import frechet_key, frechet_label
 from lgq_hf.evaluation.processes import Processes
 from lgq_hf.evaluation.settings import Networks
 from lgq_hf.evaluation.tokenizers import _measured
-from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.sources import ImageSource
 from tests.lgq_hf.evaluation.plain import MeanColours, settings
 
 
@@ -38,7 +38,7 @@ class Inception(MeanColours):
 
 
 @pytest.mark.parametrize(("pictures", "reference"), [(7, True), (50_000, True), (50_000, False)])
-def test_results_go_by_it(pictures: int, reference: bool, tiny: Checkpoint, source: TokenSource) -> None:
+def test_results_go_by_it(pictures: int, reference: bool, tiny: Checkpoint, source: ImageSource) -> None:
     extractor: Any = Inception()
     extractor.is_reference = reference
     totals, _ = _measured(tiny, source, settings(), Networks(extractor), Processes(), None)

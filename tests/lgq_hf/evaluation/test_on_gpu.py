@@ -7,7 +7,7 @@ import torch
 
 from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 from lgq_hf.evaluation import evaluate_tokenizer
-from lgq_hf.images.sources import TokenSource
+from lgq_hf.images.sources import ImageSource
 from lgq_hf.metrics.perceptual import EfficientNetDistance
 from tests.lgq_hf.evaluation.plain import settings
 
@@ -19,7 +19,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gpu_finds_what_a_cpu_finds(
-    dtype: torch.dtype, tiny: Checkpoint, model_folder: Path, source: TokenSource
+    dtype: torch.dtype, tiny: Checkpoint, model_folder: Path, source: ImageSource
 ) -> None:
     results = []
     for checkpoint in (tiny, load_checkpoint(str(model_folder), "cuda", dtype=dtype)):

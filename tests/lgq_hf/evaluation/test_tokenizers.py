@@ -16,7 +16,7 @@ from skimage.metrics import structural_similarity
 from lgq_hf import LGQModel
 from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
-from lgq_hf.images.sources import TokenSource, open_source
+from lgq_hf.images.sources import ImageSource, open_source
 from tests.lgq_hf.evaluation.plain import COUNT, MeanColours, Seen, evaluated, settings
 
 
@@ -62,7 +62,7 @@ class Once(MeanColours):
         return features
 
 
-def test_a_network_that_extracts_and_classifies_runs_once(tiny: Checkpoint, source: TokenSource) -> None:
+def test_a_network_that_extracts_and_classifies_runs_once(tiny: Checkpoint, source: ImageSource) -> None:
     both, alone = Once(), Once()
     results = [
         evaluate_tokenizer(tiny, source, settings(), both, classifier=both),
@@ -72,7 +72,7 @@ def test_a_network_that_extracts_and_classifies_runs_once(tiny: Checkpoint, sour
     assert results[0]["metrics"] == results[1]["metrics"]
 
 
-def test_pictures_are_compared_as_they_would_be_saved(tiny: Checkpoint, source: TokenSource) -> None:
+def test_pictures_are_compared_as_they_would_be_saved(tiny: Checkpoint, source: ImageSource) -> None:
     result = evaluated(tiny, source, settings(), lpips=MeanColours())
     metrics, pairs = result["metrics"], Seen(tiny, source, 32, 4).pairs
     decibels, similarities = ([measure(a, b) for a, b in pairs] for measure in (psnr, ssim))
@@ -96,7 +96,7 @@ CASES = ["sq_l2", "cosine_no_attention", "per_channel", "product", "vqgan_vq_cos
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_codes_of_every_kind(case: str, checkpoint_of: Callable[[str], Checkpoint], source: TokenSource) -> None:
+def test_codes_of_every_kind(case: str, checkpoint_of: Callable[[str], Checkpoint], source: ImageSource) -> None:
     checkpoint = checkpoint_of(case)
     result = evaluated(checkpoint, source, settings())
     metrics, seen, config = result["metrics"], Seen(checkpoint, source, 32, 4), checkpoint.config
@@ -130,7 +130,7 @@ def test_codes_of_every_kind(case: str, checkpoint_of: Callable[[str], Checkpoin
     json.dumps(result, allow_nan=False)
 
 
-def test_pictures_of_several_sizes_keep_them(tiny: Checkpoint, source: TokenSource) -> None:
+def test_pictures_of_several_sizes_keep_them(tiny: Checkpoint, source: ImageSource) -> None:
     result = evaluated(tiny, source, settings(size=None))
     assert result["protocol"]["picture_size"] == {"sizes": 3, "smallest": [40, 56], "largest": [52, 52]}
     decibels, tokens, pixels = [], 0, 0
@@ -148,7 +148,7 @@ def test_pictures_of_several_sizes_keep_them(tiny: Checkpoint, source: TokenSour
     assert "as the image processor is set" in result["protocol"]["resize"] and result["protocol"]["crops"] is None
 
 
-def test_crops_are_views_of_their_picture(tiny: Checkpoint, source: TokenSource) -> None:
+def test_crops_are_views_of_their_picture(tiny: Checkpoint, source: ImageSource) -> None:
     result = evaluated(tiny, source, settings(crops=5, crop_scale=1.25, batch_size=8))
     protocol = result["protocol"]
     assert (protocol["pictures"], protocol["views"], protocol["crop_scale"]) == (COUNT, 5 * COUNT, 1.25)
@@ -160,7 +160,7 @@ def test_crops_are_views_of_their_picture(tiny: Checkpoint, source: TokenSource)
     assert alone["protocol"]["views"] == 10
 
 
-def test_a_choice_is_drawn_by_the_seed(tiny: Checkpoint, source: TokenSource) -> None:
+def test_a_choice_is_drawn_by_the_seed(tiny: Checkpoint, source: ImageSource) -> None:
     results = [evaluated(tiny, source, settings(limit=4, seed=seed)) for seed in (1, 1, 2)]
     names = [sorted(view["id"] for part in result["extremes"].values() for view in part) for result in results]
     assert names[0] == names[1] != names[2] and len(set(names[0])) == 4
@@ -173,7 +173,7 @@ def test_a_choice_is_drawn_by_the_seed(tiny: Checkpoint, source: TokenSource) ->
 
 
 def test_broken_pictures_stop_or_are_counted(
-    tiny: Checkpoint, source: TokenSource, photographs: Path, tmp_path: Path
+    tiny: Checkpoint, source: ImageSource, photographs: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "some"
     shutil.copytree(photographs, folder)
@@ -196,7 +196,7 @@ def test_broken_pictures_stop_or_are_counted(
         assert again["metrics"][name] == pytest.approx(value, rel=1e-12), name
 
 
-def test_the_protocol_says_what_the_numbers_depend_on(tiny: Checkpoint, source: TokenSource) -> None:
+def test_the_protocol_says_what_the_numbers_depend_on(tiny: Checkpoint, source: ImageSource) -> None:
     steps: list[tuple[int, int]] = []
     result = evaluated(tiny, source, settings(ema="yes", seed=3), watch=lambda *step: steps.append(step))
     protocol, model = result["protocol"], result["model"]
@@ -218,14 +218,14 @@ def test_the_protocol_says_what_the_numbers_depend_on(tiny: Checkpoint, source: 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype: torch.dtype, model_folder: Path, source: TokenSource) -> None:
+def test_half_precision(dtype: torch.dtype, model_folder: Path, source: ImageSource) -> None:
     result = evaluated(load_checkpoint(str(model_folder), "cpu", dtype=dtype), source, settings(limit=2))
     assert result["protocol"]["dtype"] == str(dtype).removeprefix("torch.")
     assert math.isfinite(result["metrics"]["psnr"])
 
 
 def test_perfect_reconstructions_have_no_decibels(
-    tiny: Checkpoint, source: TokenSource, monkeypatch: pytest.MonkeyPatch
+    tiny: Checkpoint, source: ImageSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
     encode = LGQModel.encode
@@ -252,13 +252,13 @@ def test_perfect_reconstructions_have_no_decibels(
     json.dumps(result, allow_nan=False)
 
 
-def test_networks_may_be_left_out(tiny: Checkpoint, source: TokenSource) -> None:
+def test_networks_may_be_left_out(tiny: Checkpoint, source: ImageSource) -> None:
     metrics = evaluate_tokenizer(tiny, source, settings(size=16), MeanColours())["metrics"]
     assert not {"perceptual", "lpips", "top1_agreement"} & metrics.keys() and "ssim" in metrics
 
 
 def test_latents_that_are_not_finite_are_refused(
-    tiny: Checkpoint, source: TokenSource, monkeypatch: pytest.MonkeyPatch
+    tiny: Checkpoint, source: ImageSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = LGQModel.latents
     monkeypatch.setattr(LGQModel, "latents", lambda self, x: latents(self, x) * torch.inf)
@@ -266,7 +266,7 @@ def test_latents_that_are_not_finite_are_refused(
         evaluated(tiny, source, settings())
 
 
-def test_refuses(tiny: Checkpoint, source: TokenSource, tmp_path: Path) -> None:
+def test_refuses(tiny: Checkpoint, source: ImageSource, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="size: expected at least 32 pixels, which the metrics need, got 24"):
         evaluated(tiny, source, settings(size=24))
     with pytest.raises(ValueError, match=r"expected at least 9 pictures, got 7 in .*photographs"):

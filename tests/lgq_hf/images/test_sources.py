@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lgq_hf.checkpoint.loading import Reference
-from lgq_hf.images.sources import DatasetSource, TokenSource, open_source
+from lgq_hf.images.sources import DatasetSource, ImageSource, open_source
 from lgq_hf.images.views import Preprocessing
 from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.plan import make_plan
@@ -134,7 +134,7 @@ def test_bad_columns(sources: Sources, options: dict[str, Any], message: str) ->
         open_source(sources["dataset"][0], **options)
 
 
-def _of(table: dict[str, list[Any]], **options: Any) -> TokenSource:
+def _of(table: dict[str, list[Any]], **options: Any) -> ImageSource:
     given: dict[str, Any] = {"image_column": None, "label_column": None, "id_column": None, "keep": []}
     dataset = datasets.Dataset.from_dict(table)
     return DatasetSource(dataset, "dataset", "rows", "train", **{**given, **options})
@@ -179,7 +179,7 @@ def test_sources_can_be_sent_to_another_process(sources: Sources) -> None:
 
     for path, options in sources.values():
         source = open_source(path, **options)
-        sent: TokenSource = pickle.loads(pickle.dumps(source))
+        sent: ImageSource = pickle.loads(pickle.dumps(source))
         assert (sent.id(4), sent.columns(4)) == (source.id(4), source.columns(4))
         assert np.array_equal(np.asarray(sent.read(4)), np.asarray(source.read(4)))
 

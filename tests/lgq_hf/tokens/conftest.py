@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lgq_hf.checkpoint.loading import Reference
-from lgq_hf.images.sources import TokenSource, open_source
+from lgq_hf.images.sources import ImageSource, open_source
 from lgq_hf.images.views import Preprocessing
 from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.engine import Job
@@ -21,7 +21,7 @@ def job(pictures: Path, reference: Reference, tmp_path: Path) -> Callable[..., J
 
     def make(
         output: str | Path | None = None,
-        source: TokenSource | None = None,
+        source: ImageSource | None = None,
         *,
         batch_size: int = 4,
         per_file: int = 3,

@@ -19,7 +19,7 @@ from PIL import Image
 from lgq_hf.checkpoint.loading import find_checkpoint, load_checkpoint
 from lgq_hf.images.sources import open_source
 from lgq_hf.images.views import Preprocessing, cut_views
-from lgq_hf.runtime import own_device, share
+from lgq_hf.runtime import own_device, world
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import verify
 from lgq_hf.tokens.shards import read_footer
@@ -310,15 +310,15 @@ def test_an_output_elsewhere(job: MakeJob, digests: Digests, tmp_path: Path) -> 
 
 
 def test_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert share() == (1, 0)
+    assert world() == (0, 1)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
-    assert share() == (4, 2)
-    assert share(3, 1) == (3, 1)
-    with pytest.raises(ValueError, match="num_shards and shard_index belong together"):
-        share(3)
-    with pytest.raises(ValueError, match="shard_index: expected 0 to num_shards - 1 = 2, got 3"):
-        share(3, 3)
+    assert world() == (2, 4)
+    assert world(1, 3) == (1, 3)
+    with pytest.raises(ValueError, match="belong together"):
+        world(world_size=3)
+    with pytest.raises(ValueError, match="expected 0 to 2, .*got 3"):
+        world(3, 3)
 
 
 def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

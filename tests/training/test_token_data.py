@@ -1,7 +1,7 @@
-"""The order of rows, which nothing but the seed may change."""
+"""A generator's tokens: sets that belong together and those that do not, and the order of their rows."""
 
-import multiprocessing
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from lgq_hf.tokens import AutoregressiveCollator, MaskedCollator, TokenDataset
+from tests.training import generators
 from tests.training.generators import CODES
-from training.token_loader import TokenBatch, fixed_batches, token_batches
+from training.generator_recipe import Tokens
+from training.token_data import TokenBatch, TokenSets, fixed_batches, token_batches
 
 MASKED = MaskedCollator(CODES, 3, label_dropout=0.3, seed=5)
 Flat = list[tuple[str, dict[str, torch.Tensor]]]
@@ -100,23 +102,106 @@ def test_fixed_rows_are_shared_by_processes(dataset: TokenDataset) -> None:
     assert [len(batch.ids) for batch in fixed_batches(dataset, MASKED, count=7, batch_size=3)] == [3, 3, 1]
 
 
-def test_dropped_iterators_leave_no_workers(dataset: TokenDataset) -> None:
-    before = set(multiprocessing.active_children())
-    state = torch.get_rng_state()
-    batches = token_batches(dataset, MASKED, batch_size=4, seed=0, num_workers=2)
-    next(batches)
-    assert len(set(multiprocessing.active_children()) - before) == 2
-    del batches
-    assert set(multiprocessing.active_children()) == before and torch.equal(torch.get_rng_state(), state)
-
-
 def test_numbers_out_of_range(dataset: TokenDataset) -> None:
     for name, value, lowest in (("batch_size", 0, 1), ("start", -1, 0), ("world_size", 0, 1), ("num_workers", -1, 0)):
         with pytest.raises(ValueError, match=f"{name}: expected at least {lowest}, got {value}"):
             token_batches(dataset, MASKED, **{"batch_size": 2, "seed": 0, name: value})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="rank: expected less than world_size=2, got 2"):
+    with pytest.raises(ValueError, match="world_size: expected at least 3, got 2"):
         token_batches(dataset, MASKED, batch_size=2, seed=0, rank=2, world_size=2)
     with pytest.raises(ValueError, match="there are no rows of tokens: look at the manifest's failures"):
         token_batches([], MASKED, batch_size=2, seed=0)
     with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
         next(fixed_batches(dataset, MASKED, count=0, batch_size=2))
+
+
+NUMBERS = {"dtype": "int64", "_type": "Value"}
+
+
+@pytest.fixture
+def opened(tokens: Path, tmp_path: Path) -> Callable[..., TokenSets]:
+    """`opened(train=..., validation=..., **fields of data)`."""
+
+    def make(train: Path = tokens / "train", validation: Path = tokens / "validation", **data: Any) -> TokenSets:
+        places = {"path": str(train), "validation_path": str(validation), "tokenizer": str(tokens / "tokenizer")}
+        return TokenSets(Tokens(**{**places, **data}))
+
+    return make
+
+
+@pytest.fixture
+def copied(tokens: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of the tokens of a split, to be changed."""
+
+    def copy(split: str) -> Path:
+        return Path(shutil.copytree(tokens / split, tmp_path / split))
+
+    return copy
+
+
+def test_labels_of_validation_are_matched_by_name(opened: Callable[..., TokenSets], tokens: Path) -> None:
+    sets = opened()
+    assert sets.classes == ["camera", "chelsea", "coffee"] and sets.num_classes == 3
+    assert sets.grid == (4, 4) and sets.pixels == 32 * 32 and sets.codebook_size == generators.CODES
+    own = TokenDataset(tokens / "validation")
+    assert {own[number]["label"] for number in range(6)} == {0, 1}
+    for number in range(6):
+        row = sets.validation[0, number]
+        assert row["id"].startswith(sets.classes[row["label"]]) and row["label"] == own[number]["label"] + 1
+    summary = sets.summary()
+    assert summary["train"]["rows"] == 24 and summary["validation"]["rows"] == 6
+    assert summary["train"]["size"] == [32, 32] and len(summary["train"]["manifest_sha256"]) == 64
+
+
+def test_without_labels(opened: Callable[..., TokenSets], copied: Callable[[str], Path]) -> None:
+    sets = opened(use_labels=False)
+    assert (sets.classes, sets.num_classes) == ([], 0)
+    plain = generators.relabel(copied("train"), None)
+    assert opened(plain).num_classes == 0
+    with pytest.raises(ValueError, match=r"data\.num_classes=3 .*train have no labels"):
+        opened(plain, num_classes=3)
+    unlabelled = generators.relabel(copied("validation"), None)
+    message = r"labels of .*validation .* cannot be matched.*data\.use_labels=false"
+    with pytest.raises(ValueError, match=message):
+        opened(validation=unlabelled)
+
+
+def test_labels_that_are_numbers(opened: Callable[..., TokenSets], copied: Callable[[str], Path]) -> None:
+    train, validation = (generators.relabel(copied(split), NUMBERS) for split in ("train", "validation"))
+    sets = opened(train, validation, num_classes=5)
+    assert (sets.classes, sets.num_classes) == ([], 5)
+    assert {sets.validation[0, number]["label"] for number in range(6)} == {0, 1}
+    with pytest.raises(ValueError, match=r"labels of .*train are numbers without names: give data\.num_classes"):
+        opened(train, validation)
+    with pytest.raises(ValueError, match=r"data\.num_classes=5 .* 3 named classes"):
+        opened(num_classes=5)
+    with pytest.raises(ValueError, match="labels of .*validation .* cannot be matched"):
+        opened(train, num_classes=5)
+    with pytest.raises(ValueError, match="labels of .*validation .* cannot be matched"):
+        opened(validation=validation)
+
+
+def test_classes_that_are_not_learned_are_named(
+    opened: Callable[..., TokenSets], copied: Callable[[str], Path]
+) -> None:
+    other = generators.relabel(copied("validation"), {"names": ["coffee", "tea", "water"], "_type": "ClassLabel"})
+    with pytest.raises(ValueError, match="validation has classes that are not learned: tea, water"):
+        opened(validation=other)
+
+
+def test_tokens_that_do_not_belong_together(opened: Callable[..., TokenSets], tokens: Path, tmp_path: Path) -> None:
+    pictures = tokens.parent / "pictures" / "validation"
+    wide = generators.tokenize(pictures, tmp_path / "wide", tokens / "tokenizer", "--size", "40")
+    with pytest.raises(ValueError, match=r"train are grids \(4, 4\), those of .*wide \(5, 5\): make both with one"):
+        opened(validation=wide)
+    mixed = generators.tokenize(pictures, tmp_path / "mixed", tokens / "tokenizer", "--mixed-sizes")
+    with pytest.raises(ValueError, match=r"mixed are of images of several sizes, .* \(lgq tokenize --size\)"):
+        opened(validation=mixed)
+    other = generators.save_tokenizer(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="these tokens were made by .*tokenizer.*, not by .*other"):
+        opened(tokenizer=str(other))
+    with pytest.raises(ValueError, match="not by .*lgq-tiny"):
+        opened(tokenizer=None)
+    bins = generators.save_tokenizer(tmp_path / "bins", codebook_mode="per_channel", latent_channels=2, code_dim=None)
+    several = generators.tokenize(pictures, tmp_path / "several", bins)
+    with pytest.raises(ValueError, match="several have 2 numbers at each position, and generators here model one"):
+        opened(several, several, tokenizer=str(bins))
