@@ -138,7 +138,7 @@ def _add_tokenize(commands: Any, model: argparse.ArgumentParser) -> None:
     speed.add_argument("--pictures-per-file", type=int, metavar="N", help="default: about 64 files")
     speed.add_argument("--num-shards", type=int, metavar="N", help="processes that share the work (WORLD_SIZE)")
     speed.add_argument("--shard-index", type=int, metavar="I", help="number of this one, from 0 (RANK)")
-    speed.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: by actors of Ray Data")
+    speed.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: by actors of Ray")
     speed.add_argument("--ray-workers", type=int, default=1, metavar="N", help="actors (1)")
     speed.add_argument("--ray-cpus", type=float, default=1, metavar="X", help="cores of each (1)")
     speed.add_argument("--ray-gpus", type=float, default=0, metavar="X", help="GPUs of each (0)")

@@ -120,7 +120,7 @@ def _summary(manifest: Manifest) -> str:
     grid = " x ".join(map(str, manifest.grid)) if manifest.grid else "different numbers of"
     size = sum(shard.bytes for shard in manifest.shards)
     return (
-        f"{counts.pictures} pictures, {counts.rows} rows of {grid} tokens in {len(manifest.shards)} files of "
+        f"{counts['pictures']} pictures, {counts['rows']} rows of {grid} tokens in {len(manifest.shards)} files of "
         f"{size} bytes, by {made_by.name} ({made_by.weights_sha256[:SHORT]})"
     )
 
@@ -128,7 +128,7 @@ def _summary(manifest: Manifest) -> str:
 def _report(output: str, manifest: Manifest) -> int:
     print(f"{shown(output)}: {_summary(manifest)}")
     if grid := manifest.grid:
-        tokens = manifest.counts.rows * math.prod(grid)
+        tokens = manifest.counts["rows"] * math.prod(grid)
         stored = sum(shard.bytes for shard in manifest.shards) / tokens
         bound = math.log2(manifest.tokenizer.codebook_size) / 8
         print(f"{stored:.2f} bytes a token with labels and names; log2(K) / 8 = {bound:.2f}")
@@ -137,6 +137,6 @@ def _report(output: str, manifest: Manifest) -> int:
         return 0
     lines = [f"  {shown(failure['id'])}: {shown(failure['reason'])}" for failure in failures[:_LISTED]]
     more = [f"  and {len(failures) - _LISTED} more, all in manifest.json"] if len(failures) > _LISTED else []
-    heading = f"lgq: {len(failures)} of {manifest.counts.pictures} pictures failed:"
+    heading = f"lgq: {len(failures)} of {manifest.counts['pictures']} pictures failed:"
     tqdm.write("\n".join([heading, *lines, *more]), file=sys.stderr)
     return 1

@@ -30,7 +30,8 @@ class Encoder:
     """
 
     def __init__(self, checkpoint: Checkpoint, encoding: Encoding) -> None:
-        self.model, self.encoding, self.device = checkpoint.model, encoding, checkpoint.device
+        self.checkpoint, self.encoding = checkpoint, encoding
+        self.model, self.device = checkpoint.model, checkpoint.device
         self.table = pixel_table(checkpoint.processor).to(self.device)
         if encoding.channels_last:
             self.model.to(memory_format=torch.channels_last)

@@ -14,10 +14,11 @@ from lgq_hf.checkpoint.loading import CODEBOOK, SHORT, Reference, find_checkpoin
 from lgq_hf.files import one_line
 from lgq_hf.images.sources import CROP, FLIP, ID, SIZES, TOKENS
 from lgq_hf.tokenizer.modeling_lgq import LGQModel
-from lgq_hf.tokens.plan import FORMAT, VERSION, Counts, Footer, Manifest, Plan, Shard, differences
+from lgq_hf.tokens.plan import FORMAT, VERSION, Footer, Manifest, Plan, Shard, differences
 from lgq_hf.tokens.shards import DAMAGED, Folder, read_footer
 
 MANIFEST = "manifest.json"
+_TEMPORARY = ".[0-9]*-????????.tmp.json"  # as `atomic_file` names it
 
 
 def finish(plan: Plan, folder: Folder, footers: Mapping[str, Footer], made: Mapping[str, Shard]) -> Manifest:
@@ -49,16 +50,18 @@ def finish(plan: Plan, folder: Folder, footers: Mapping[str, Footer], made: Mapp
                 )
         shards.append(shard)
     manifest = _summary(plan, footers, shards)
-    if not manifest.counts.rows:
-        last = manifest.failures[-1]
-        raise ValueError(
-            f"not one of {manifest.counts.pictures} pictures could be read; the last: {last[ID]}: {last['reason']}"
-        )
+    if not manifest.counts["rows"]:
+        last, count = manifest.failures[-1], manifest.counts["pictures"]
+        raise ValueError(f"not one of {count} pictures could be read; the last: {last[ID]}: {last['reason']}")
     if manifest != old:
-        with folder.write(MANIFEST) as temporary:
-            temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+        try:
+            with folder.write(MANIFEST) as temporary:
+                temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+        except FileNotFoundError:  # another process was faster, and tidied up
+            if read_manifest(folder.place) != manifest:
+                raise
     if folder.local:  # what a kill left
-        for leftover in Path(folder.path("data")).glob(".*.tmp.parquet"):
+        for leftover in [*Path(folder.path("data")).glob(".*.tmp.parquet"), *Path(folder.root).glob(_TEMPORARY)]:
             leftover.unlink(missing_ok=True)
     return manifest
 
@@ -69,11 +72,11 @@ def _summary(plan: Plan, footers: Mapping[str, Footer], shards: list[Shard]) -> 
     versions = [footers[shard.file].versions for shard in shards]
     return Manifest(
         **plan,
-        counts=Counts(
-            pictures=sum(footers[shard.file].pictures for shard in shards),
-            rows=sum(shard.rows for shard in shards),
-            failures=len(failures),
-        ),
+        counts={
+            "pictures": sum(footers[shard.file].pictures for shard in shards),
+            "rows": sum(shard.rows for shard in shards),
+            "failures": len(failures),
+        },
         failures=failures,
         devices=sorted({footers[shard.file].device for shard in shards}),
         versions=sorted((one for number, one in enumerate(versions) if one not in versions[:number]), key=str),

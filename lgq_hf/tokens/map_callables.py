@@ -1,7 +1,7 @@
 """What `datasets.map` calls: pictures to tokens, and back, a batch of rows at a time."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from lgq_hf.images.sources import SIZES, TOKENS
 from lgq_hf.images.stored import read_stored, to_rgb
 from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.runtime import DTYPES
-from lgq_hf.tokens.encoding import Encoder, Encoding
+from lgq_hf.tokens.encoding import Encoder
 from lgq_hf.tokens.features import grid_of, token_dtype, token_features
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest
+from lgq_hf.tokens.plan import Encoding
 
 Rows = Mapping[str, Any]
 _IMPORTED_IN = os.getpid()  # a forked process has another number, a spawned one imports anew
@@ -31,20 +32,13 @@ class _LazyCheckpoint:
     def __init__(self, repo_or_path: str | os.PathLike[str] | None, revision: str | None, device: str) -> None:
         self.reference = find_checkpoint(None if repo_or_path is None else os.fspath(repo_or_path), revision)
         self.device = device
-        self._forget()
-
-    def _forget(self) -> None:
-        self._loaded: tuple[int, str, Checkpoint] | None = None
+        self._loaded: tuple[int, str, Any] | None = None  # process and device, and what was loaded there
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in sorted(vars(self).items()) if name != "_loaded"}
+        return {**vars(self), "_loaded": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget()
-
-    def load(self, rank: int | None, dtype: torch.dtype = torch.float32) -> Checkpoint:
-        """The checkpoint on the device of a process of `map`; `rank` is what `with_rank=True` hands over."""
+    def _load(self, rank: int | None) -> Any:
+        """What `_open` gives, on the device of a process of `map`; `rank` is what `with_rank=True` hands over."""
         if os.getpid() != _IMPORTED_IN:
             # A forked process waits for ever for the threads that its parent had. And its first call of this replaces
             # the parent's pool: threads that load weights would race for that ("Invalid thread pool").
@@ -59,12 +53,11 @@ class _LazyCheckpoint:
                 "work by __name__ == '__main__'"
             )
         if self._loaded is None or self._loaded[:2] != (os.getpid(), device):
-            self._loaded = os.getpid(), device, self.reference.load(device, dtype)
-            self._prepare(self._loaded[2])
+            self._loaded = os.getpid(), device, self._open(device)
         return self._loaded[2]
 
-    def _prepare(self, checkpoint: Checkpoint) -> None:
-        """Called when the checkpoint was loaded."""
+    def _open(self, device: str) -> Any:
+        return self.reference.load(device)
 
 
 class EncodeImages(_LazyCheckpoint):
@@ -107,20 +100,13 @@ class EncodeImages(_LazyCheckpoint):
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
+        super().__init__(repo_or_path, revision, device)
         self.encoding = Encoding(batch_size, dtype, channels_last, compile)
         self.preprocessing = Preprocessing(size)
         self.image_column = image_column
-        super().__init__(repo_or_path, revision, device)
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._encoder: Encoder | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_encoder"}
-
-    def _prepare(self, checkpoint: Checkpoint) -> None:
-        self._encoder = Encoder(checkpoint, self.encoding)
+    def _open(self, device: str) -> Encoder:
+        return Encoder(self.reference.load(device, DTYPES[self.encoding.dtype]), self.encoding)
 
     def features(self) -> Any:
         """The `datasets.Features` of the columns that it makes, for `map(features=...)`; see `token_features`."""
@@ -140,48 +126,34 @@ class EncodeImages(_LazyCheckpoint):
             raise ValueError(f"no column {self.image_column!r}: the rows have {sorted(rows)}; name it by image_column")
         several = rows[self.image_column]
         if not isinstance(several, list | tuple | np.ndarray):
-            made = self({self.image_column: [several]}, rank)
-            return {name: column[0] for name, column in made.items()}
-        checkpoint = self.load(rank, DTYPES[self.encoding.dtype])
-        views, sizes = [], []
+            return {name: column[0] for name, column in self({self.image_column: [several]}, rank).items()}
+        encoder: Encoder = self._load(rank)
+        by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}  # images of one size go together
+        sizes = []
         for number, stored in enumerate(several):
             try:
-                picture = to_rgb(stored) if isinstance(stored, Image.Image) else read_stored(stored)
-                cut, size = cut_views(picture, checkpoint.processor, self.preprocessing)
+                image = to_rgb(stored) if isinstance(stored, Image.Image) else read_stored(stored)
+                (view,), size = cut_views(image, encoder.checkpoint.processor, self.preprocessing)
             except ValueError as error:
                 raise ValueError(
                     f"row {number} of a batch of {len(several)}: {error}. `lgq tokenize` can pass over such pictures"
                 ) from error
-            views.append(cut[0])
+            by_shape.setdefault(view.shape, []).append((number, view))
             sizes.append(size)
-        return self._columns(checkpoint, self._tokens(views), sizes)
-
-    def _tokens(self, views: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Token grids; pictures of one size go through the model together."""
-        assert self._encoder is not None  # load() made it
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for number, view in enumerate(views):
-            by_shape.setdefault(view.shape, []).append(number)
-        grids: list[Any] = [None] * len(views)
-        step, fill = self.encoding.batch_size, self.preprocessing.size is not None
-        for numbers in by_shape.values():
-            for start in range(0, len(numbers), step):
-                batch = numbers[start : start + step]
-                pixels = torch.from_numpy(np.stack([views[number] for number in batch]))
-                for number, grid in zip(batch, self._encoder(pixels, fill=fill).cpu().numpy(), strict=True):
+        grids: list[Any] = [None] * len(several)
+        dtype, step = token_dtype(encoder.checkpoint.config.codebook_size), self.encoding.batch_size
+        for same in by_shape.values():
+            for start in range(0, len(same), step):
+                numbers, views = zip(*same[start : start + step], strict=True)
+                tokens = encoder(torch.from_numpy(np.stack(views)), fill=self.preprocessing.size is not None)
+                for number, grid in zip(numbers, tokens.cpu().numpy().astype(dtype), strict=True):
                     grids[number] = grid
-        return grids
-
-    def _columns(
-        self, checkpoint: Checkpoint, grids: list[np.ndarray], sizes: list[tuple[int, int]]
-    ) -> dict[str, Any]:
-        dtype = token_dtype(checkpoint.config.codebook_size)
-        if size := self.preprocessing.size:
-            empty = np.empty((0, *grid_of(checkpoint.config, (size, size))), dtype)
-            return {TOKENS: np.stack(grids).astype(dtype) if grids else empty}
+        if side := self.preprocessing.size:
+            empty = np.empty((0, *grid_of(encoder.checkpoint.config, (side, side))), dtype)
+            return {TOKENS: np.stack(grids) if grids else empty}
         shapes = [(*grid.shape[:2], *size) for grid, size in zip(grids, sizes, strict=True)]
         columns = {name: [shape[i] for shape in shapes] for i, name in enumerate(SIZES)}
-        return {TOKENS: [grid.reshape(-1).astype(dtype) for grid in grids], **columns}
+        return {TOKENS: [grid.reshape(-1) for grid in grids], **columns}
 
 
 class DecodeTokens(_LazyCheckpoint):
@@ -218,7 +190,7 @@ class DecodeTokens(_LazyCheckpoint):
             check_tokenizer(manifest, self.reference)
             self.size = size or ((manifest.size[0], manifest.size[1]) if manifest.size else None)
 
-    def __call__(self, rows: Rows, rank: int | None = None) -> dict[str, list[Image.Image]]:
+    def __call__(self, rows: Rows, rank: int | None = None) -> dict[str, Any]:
         """{"image": RGB pictures} of a batch of rows with `image_tokens`, or without `batched` one picture.
 
         Raises:
@@ -226,28 +198,21 @@ class DecodeTokens(_LazyCheckpoint):
         """
         if TOKENS not in rows:
             raise ValueError(f"no column {TOKENS!r}: the rows have {sorted(rows)}")
-        checkpoint = self.load(rank)
+        checkpoint: Checkpoint = self._load(rank)
         ragged = all(name in rows for name in SIZES)
-        if ragged and np.ndim(rows[SIZES[0]]) == 0:
-            return {"image": self._picture(checkpoint, rows, None)}  # type: ignore[dict-item]  # one row, one picture
-        per_position = 1 if checkpoint.config.tokens_per_position == 1 else 2
-        if not ragged and np.ndim(rows[TOKENS]) == 1 + per_position:
-            return {"image": self._picture(checkpoint, rows, None)}  # type: ignore[dict-item]
-        return {"image": [self._picture(checkpoint, rows, number) for number in range(len(rows[TOKENS]))]}
-
-    def _picture(self, checkpoint: Checkpoint, rows: Rows, number: int | None) -> Image.Image:
-        """The picture of one row of a batch, or (None) of the only row."""
-        row = {name: rows[name] if number is None else rows[name][number] for name in (TOKENS, *SIZES) if name in rows}
-        grid = np.asarray(row[TOKENS])
-        config = checkpoint.config
-        if all(name in row for name in SIZES):
-            shape = tuple(int(row[name]) for name in SIZES[:2])
-            several = () if config.tokens_per_position == 1 else (config.tokens_per_position,)
-            grid, size = grid.reshape(*shape, *several), tuple(int(row[name]) for name in SIZES[2:])
-        else:
-            factor = config.spatial_downsample_factor
-            size = self.size or (grid.shape[0] * factor, grid.shape[1] * factor)
-        return checkpoint.decode(grid, (size[0], size[1]))
+        per_position = checkpoint.config.tokens_per_position
+        alone = 2 if per_position == 1 else 3  # dimensions of a row's tokens
+        single = np.ndim(rows[SIZES[0]]) == 0 if ragged else np.ndim(rows[TOKENS]) == alone
+        names = (TOKENS, *SIZES) if ragged else (TOKENS,)
+        columns = [[rows[name]] if single else rows[name] for name in names]
+        images = []
+        for tokens, *sizes in zip(*columns, strict=True):
+            grid, factor = np.asarray(tokens), checkpoint.config.spatial_downsample_factor
+            if ragged:
+                grid = grid.reshape(*sizes[:2], *([] if per_position == 1 else [per_position]))
+            size = sizes[2:] or self.size or (grid.shape[0] * factor, grid.shape[1] * factor)
+            images.append(checkpoint.decode(grid, (int(size[0]), int(size[1]))))
+        return {"image": images[0] if single else images}
 
 
 __all__ = ["DecodeTokens", "EncodeImages"]

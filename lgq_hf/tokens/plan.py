@@ -32,16 +32,13 @@ class Record(Mapping[str, Any]):
     """A dataclass that can be read as the JSON it stands in: `record["grid"]` is `record.grid`, and it equals it."""
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return getattr(self, name)
-        except AttributeError as error:
-            raise KeyError(name) from error
+        return vars(self)[name]
 
     def __iter__(self) -> Iterator[str]:
-        return (one.name for one in fields(self))  # type: ignore[arg-type]  # of dataclasses only
+        return iter(vars(self))
 
     def __len__(self) -> int:
-        return len(fields(self))  # type: ignore[arg-type]
+        return len(vars(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,26 +162,17 @@ class Shard(Record):
 
 @strict
 @dataclass(eq=False)
-class Counts(Record):
-    """Over all files."""
-
-    pictures: int
-    rows: int
-    failures: int
-
-
-@strict
-@dataclass(eq=False)
 class Manifest(Plan):
     """The plan, and what came of it.
 
     Attributes:
+        counts: over all files, of "pictures", "rows" and "failures".
         failures: {"id", "reason"} of each picture that could not be read.
         devices: kinds of devices that encoded.
         versions: of the packages that were used, by name; several where files were made by several.
     """
 
-    counts: Counts
+    counts: dict[str, int]
     failures: list[dict[str, str]]
     devices: list[str]
     versions: list[dict[str, str | None]]
@@ -193,8 +181,7 @@ class Manifest(Plan):
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Self:
         """As `Plan.read`."""
-        shards = [Shard(**shard) for shard in content["shards"]]
-        return super().read({**content, "counts": Counts(**content["counts"]), "shards": shards})
+        return super().read({**content, "shards": [Shard(**shard) for shard in content["shards"]]})
 
     @property
     def plan(self) -> Plan:

@@ -20,6 +20,7 @@ from lgq_hf.images.stored import import_datasets
 from lgq_hf.runtime import world
 from lgq_hf.tokenizer.modeling_lgq import LGQModel
 from lgq_hf.tokens.manifest import Manifest, check_tokenizer, read_manifest
+from lgq_hf.tokens.plan import Shard
 from lgq_hf.tokens.shards import Folder
 
 Row = dict[str, Any]
@@ -66,7 +67,7 @@ class _Shards:
     @property
     def total(self) -> int:
         """N, over all processes."""
-        return self.manifest.counts.rows
+        return self.manifest.counts["rows"]
 
     def read(self, batch: Any, epoch: int) -> Iterator[Row]:
         """What users get of the rows of an Arrow record batch."""
@@ -240,13 +241,14 @@ class TokenStream(_Shards, IterableDataset[Row]):
         worker, epoch = get_worker_info(), self.epoch
         workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
         reader = self.rank * workers + own
-        rows = self._range(self._share_of(reader, self.world_size * workers), epoch)
+        wanted, order = self._share_of(reader, self.world_size * workers), list(self.manifest.shards)
         if not self.shuffle_buffer:
-            yield from rows
+            yield from self._range(order, wanted, epoch)
             return
+        order = [order[number] for number in permutation(len(order), self.seed, epoch)]
         rng = np.random.default_rng([self.seed, epoch, reader])
         kept: list[Row] = []
-        for row in rows:
+        for row in self._range(order, wanted, epoch):
             if len(kept) < self.shuffle_buffer:
                 kept.append(row)
                 continue
@@ -256,40 +258,24 @@ class TokenStream(_Shards, IterableDataset[Row]):
         for drawn in rng.permutation(len(kept)):
             yield kept[drawn]
 
-    def _range(self, wanted: range, epoch: int) -> Iterator[Row]:
-        """Some rows of the epoch's order of files."""
-        shards = self.manifest.shards
-        order = range(len(shards))
-        if self.shuffle_buffer:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(shards)).tolist()
-        first = 0
-        for number in order:
-            rows = shards[number].rows
-            low, high = max(wanted.start, first), min(wanted.stop, first + rows)
-            if low < high:
-                for batch in self._file(shards[number].file, low - first, high - first):
-                    yield from self.read(batch, epoch)
-            first += rows
-
-    def _file(self, name: str, start: int, stop: int) -> Iterator[Any]:
-        """Record batches of rows start to stop - 1 of a file; row groups that hold none of them are not read."""
+    def _range(self, order: Sequence[Shard], wanted: range, epoch: int) -> Iterator[Row]:
+        """Some rows of these files in their order; row groups that hold none of them are not read."""
         from pyarrow import parquet
 
-        folder = Folder(self.place)
-        with folder.open(name) as opened:
-            file, first = parquet.ParquetFile(opened), 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if first + rows <= start:
-                    first += rows
-                    continue
-                for batch in file.iter_batches(_READ_AT_ONCE, row_groups=[group], columns=self.columns):
-                    low, high = max(start - first, 0), min(stop - first, batch.num_rows)
-                    if low < high:
-                        yield batch.slice(low, high - low)
-                    first += batch.num_rows
-                    if first >= stop:
-                        return
+        folder, first = Folder(self.place), 0
+        for shard in order:
+            if first < wanted.stop and first + shard.rows > wanted.start:
+                with folder.open(shard.file) as opened:
+                    file, start = parquet.ParquetFile(opened), first
+                    for group in range(file.num_row_groups):
+                        rows = file.metadata.row_group(group).num_rows
+                        low, high = max(wanted.start - start, 0), min(wanted.stop - start, rows)
+                        if low < high:
+                            table = file.read_row_group(group, columns=self.columns).slice(low, high - low)
+                            for batch in table.to_batches(max_chunksize=_READ_AT_ONCE):
+                                yield from self.read(batch, epoch)
+                        start += rows
+            first += shard.rows
 
 
 __all__ = ["EpochSampler", "TokenDataset", "TokenStream"]

@@ -1,16 +1,19 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -22,7 +25,7 @@ from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.runtime import own_device, world
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import verify
-from lgq_hf.tokens.shards import read_footer
+from lgq_hf.tokens.shards import Folder, read_footer
 
 Digests = Callable[[str | Path], dict[str, str]]
 MakeJob = Callable[..., Job]
@@ -52,40 +55,26 @@ def test_rows_stand_in_order_and_hold_the_models_tokens(job: MakeJob, pictures: 
 
 
 def test_the_manifest_tells_what_was_done(job: MakeJob, pictures: Path, model_folder: Path) -> None:
-    manifest = tokenize(job())
-    reference = find_checkpoint(str(model_folder))
+    manifest, reference = tokenize(job()), find_checkpoint(str(model_folder))
     assert manifest is not None
-    assert manifest["tokenizer"] == {
-        "name": "org/tiny",
-        "revision": None,
-        "weights_sha256": reference.weights,
-        "codebook_sha256": reference.codebook,
-        "config_sha256": reference.config,
-        "codebook_size": 64,
-        "downsample_factor": 8,
-        "tokens_per_position": 1,
-    }
-    assert (manifest["size"], manifest["grid"], manifest["dtype"]) == ([64, 64], [8, 8], "uint16")
-    assert manifest["encoding"] == {
-        "batch_size": 4,
-        "dtype": "float32",
-        "channels_last": False,
-        "compile": False,
-    }
-    assert {**manifest["source"], "sha256": ""} == {
-        "kind": "folder",
-        "name": str(pictures),
-        "split": "train",
-        "pictures": 11,
-        "sha256": "",
-    }
-    assert manifest["counts"] == {"pictures": 11, "rows": 11, "failures": 0}
-    assert manifest["devices"] == ["cpu"] and manifest["versions"][0]["torch"] == torch.__version__
+    made_by, source = manifest.tokenizer, manifest.source
+    assert (made_by.name, made_by.revision, made_by.codebook_size) == ("org/tiny", None, 64)
+    assert (made_by.weights_sha256, made_by.codebook_sha256) == (reference.weights, reference.codebook)
+    assert (made_by.config_sha256, manifest.preprocessing.processor_sha256) == (reference.config, reference.processor)
+    assert (manifest.size, manifest.grid, manifest.dtype, manifest.encoding.batch_size) == (
+        [64, 64],
+        [8, 8],
+        "uint16",
+        4,
+    )
+    assert (source.kind, source.name, source.split, source.pictures) == ("folder", str(pictures), "train", 11)
+    assert manifest.counts == {"pictures": 11, "rows": 11, "failures": 0}
+    assert manifest.devices == ["cpu"] and manifest.versions[0]["torch"] == torch.__version__
 
 
 def test_any_number_of_processes_writes_the_same_bytes(job: MakeJob, tmp_path: Path, digests: Digests) -> None:
     one = tokenize(job(tmp_path / "one"))
-    for count in (2, 3, 6):
+    for count in (2, 6):
         output = tmp_path / str(count)
         made = [tokenize(job(output), num_shards=count, shard_index=index) for index in range(count)]
         assert made[-1] == one
@@ -143,6 +132,7 @@ def test_kill_9_at_any_moment(job: MakeJob, tmp_path: Path, digests: Digests) ->
     assert digests(made.output) == digests(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_torchrun_shares_the_work(
     pictures: Path, model_folder: Path, job: MakeJob, tmp_path: Path, digests: Digests
 ) -> None:
@@ -195,72 +185,55 @@ def test_mixed_sizes_keep_their_grids(job: MakeJob, pictures: Path, digests: Dig
 
 
 def test_sizes_that_differ_without_leave(job: MakeJob) -> None:
-    with pytest.raises(ValueError, match=r"has 72 x 72 pixels.*the first picture 80 x 72.*--size.*--mixed-sizes"):
+    with pytest.raises(ValueError, match=r"has 72 x 72 pixels.*80 x 72.*--mixed-sizes"):
         tokenize(job(size=None))
-    with pytest.raises(ValueError, match="mixed_sizes is for pictures that keep their size"):
+    with pytest.raises(ValueError, match="mixed_sizes"):
         job(mixed_sizes=True, size=64)
 
 
-@pytest.fixture
-def damaged(pictures: Path, broken: dict[str, Path], tmp_path: Path) -> Path:
-    """The pictures and four files that cannot be read."""
+def test_pictures_that_cannot_be_read(job: MakeJob, pictures: Path, broken: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
-    for file in pictures.rglob("*.jpg"):
-        (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
-        (folder / file.parent.name / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(pictures, folder)
     for name, file in broken.items():
-        (folder / "cats" / f"00-{name}.jpg").write_bytes(file.read_bytes())
-    return folder
-
-
-def test_pictures_that_cannot_be_read_are_recorded(job: MakeJob, damaged: Path) -> None:
-    made = job(source=open_source(str(damaged)))
+        shutil.copy(file, folder / "cats" / f"00-{name}.jpg")
+    made = job(source=open_source(str(folder)))
     manifest = tokenize(made)
     assert manifest is not None
-    assert manifest["counts"] == {"pictures": 15, "rows": 11, "failures": 4}
-    reasons = {failure["id"]: failure["reason"] for failure in manifest["failures"]}
+    assert manifest.counts == {"pictures": 15, "rows": 11, "failures": 4}
+    reasons = {failure["id"]: failure["reason"] for failure in manifest.failures}
     assert reasons["cats/00-empty.jpg"] == "empty file"
     assert reasons["cats/00-text.jpg"].startswith("not an image")
-    assert reasons["cats/00-truncated.jpg"].startswith("truncated")
     assert len(datasets.load_dataset(made.output, split="train")) == 11
     verify(made.output)
-
-
-def test_a_picture_that_cannot_be_read_stops_if_asked(job: MakeJob, damaged: Path) -> None:
-    made = job(source=open_source(str(damaged)), on_error="stop")
-    with pytest.raises(
-        ValueError, match=r"cats/00-empty\.jpg: empty file \(to record such pictures and go on: --on-er"
-    ):
-        tokenize(made)
-    with pytest.raises(ValueError, match=r"on_error: expected one of \['skip', 'stop'\], got 'ignore'"):
+    with pytest.raises(ValueError, match=r"cats/00-empty\.jpg: empty file .*--on-error"):
+        tokenize(job(tmp_path / "stopped", source=open_source(str(folder)), on_error="stop"))
+    with pytest.raises(ValueError, match="on_error.*'ignore'"):
         job(on_error="ignore")
 
 
 def test_nothing_that_can_be_read(job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"nothing")
-    with pytest.raises(
-        ValueError, match=r"not one of 1 pictures of .*bad can be read \(the last: a\.jpg: not an image"
-    ):
-        job(source=open_source(str(tmp_path / "bad")), size=None)
+    source = open_source(str(tmp_path / "bad"))
+    with pytest.raises(ValueError, match=r"not one of 1 pictures of .*a\.jpg: not an image"):
+        job(source=source, size=None)
     with pytest.raises(ValueError, match=r"not one of 1 pictures could be read; the last: a\.jpg"):
-        tokenize(job(source=open_source(str(tmp_path / "bad")), mixed_sizes=True))
+        tokenize(job(source=source, mixed_sizes=True))
 
 
 def test_an_output_that_holds_something_else(job: MakeJob, other_model_folder: Path, tmp_path: Path) -> None:
-    made = job()
-    tokenize(made)
-    other = job(like=find_checkpoint(str(other_model_folder)))
-    with pytest.raises(ValueError, match=r"holds data/train-00000-of-00004.parquet of another set.*weights_sha256"):
-        tokenize(other)
-    with pytest.raises(ValueError, match="of another set of tokens, which differs in encoding.batch_size: 4 and 8"):
-        tokenize(job(batch_size=8))
-    with pytest.raises(ValueError, match="holds data/train-00000-of-00004.parquet of another set.*files: 4 and 6"):
-        tokenize(job(per_file=2))
+    tokenize(job())
+    for other, message in (
+        (job(like=find_checkpoint(str(other_model_folder))), "train-00000-of-00004.parquet .*weights_sha256"),
+        (job(batch_size=8), "encoding.batch_size: 4 and 8"),
+        (job(per_file=2), "train-00000-of-00004.parquet .*files: 4 and 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tokenize(other)
     foreign = tmp_path / "foreign"
     (foreign / "data").mkdir(parents=True)
     datasets.Dataset.from_dict({"a": [1]}).to_parquet(foreign / "data" / "train-00000-of-00004.parquet")
-    with pytest.raises(ValueError, match=r"data/train-00000-of-00004\.parquet in .* is no token shard"):
+    with pytest.raises(ValueError, match=r"train-00000-of-00004\.parquet in .* is no token shard"):
         tokenize(job(foreign))
 
 
@@ -285,23 +258,26 @@ def test_a_disk_that_is_full(job: MakeJob, digests: Digests, tmp_path: Path) -> 
     message = os.read(read, 4096).decode()
     os.close(read)
     assert message.startswith(f"cannot write data/train-00000-of-00002.parquet to {made.output}: ")
-    assert "No half file is left, and the finished ones stay: make room" in message
     assert not any(path.is_file() for path in Path(made.output).rglob("*"))
     tokenize(made)
     tokenize(job(tmp_path / "again", per_file=8, size=256))
     assert digests(made.output) == digests(tmp_path / "again")
 
 
-def test_an_output_elsewhere(job: MakeJob, digests: Digests, tmp_path: Path) -> None:
-    """Through fsspec, as on the Hub: each file arrives whole, by one call."""
-    import fsspec
-
-    fs = fsspec.filesystem("memory")
-    made = job("memory://org/name")
+def test_an_output_elsewhere(job: MakeJob, digests: Digests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through fsspec, as on the Hub: each file arrives whole, by one call, and is not read again to be hashed."""
+    fs, made, opened = fsspec.filesystem("memory"), job("memory://org/name"), list[str]()
+    original = Folder.open
     try:
         tokenize(made, num_shards=2, shard_index=0)
         assert len(fs.ls("/org/name/data")) == 2
-        assert tokenize(made, num_shards=2, shard_index=1) == verify("memory://org/name")
+        monkeypatch.setattr(Folder, "open", lambda self, name: opened.append(name) or original(self, name))
+        manifest = tokenize(made, num_shards=2, shard_index=1)
+        assert Counter(opened) == dict.fromkeys(made.plan.names[::2], 2)  # the other's: footers, and to be hashed
+        opened.clear()
+        assert tokenize(made) == manifest
+        assert Counter(opened) == {**dict.fromkeys(made.plan.names, 1), "manifest.json": 1}
+        assert manifest == verify("memory://org/name")
         fs.get("/org/name/", str(tmp_path / "copy"), recursive=True)
     finally:
         fs.rm("/org", recursive=True)
@@ -326,19 +302,11 @@ def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert own_device("auto") == "auto"
     monkeypatch.setenv("LOCAL_RANK", "6")
-    assert [own_device(device) for device in ("auto", "cuda", "cpu", "cuda:1")] == [
-        "cuda:2",
-        "cuda:2",
-        "cpu",
-        "cuda:1",
-    ]
+    devices = [own_device(device) for device in ("auto", "cuda", "cpu", "cuda:1")]
+    assert devices == ["cuda:2", "cuda:2", "cpu", "cuda:1"]
 
 
-def test_options_out_of_range(job: MakeJob) -> None:
-    bad: list[tuple[dict[str, Any], str]] = [
-        ({"per_file": 0}, "pictures_per_file: expected at least 1, got 0"),
-        ({"split": "[]"}, r"split: expected a name like 'train', got '\[\]'"),
-    ]
-    for options, message in bad:
-        with pytest.raises(ValueError, match=message):
-            job(**options)
+@pytest.mark.parametrize("options", [{"per_file": 0}, {"split": "[]"}])
+def test_options_out_of_range(job: MakeJob, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"got (0|'\[\]')"):
+        job(**options)

@@ -195,7 +195,7 @@ def test_a_rerun_does_not_make_a_damaged_shard_good(job: Callable[..., Job]) -> 
         (lambda manifest: manifest["counts"].update(pictures=99), "counts.pictures: 99 and 11"),
         (lambda manifest: manifest.update(devices=["tpu"]), "devices: .*tpu"),
         (lambda manifest: manifest["tokenizer"].update(revision="abc"), "is of revision None"),
-        (lambda manifest: manifest.pop("counts"), "manifest.json in .* is damaged: KeyError 'counts'"),
+        (lambda manifest: manifest.pop("counts"), "manifest.json in .* is damaged: .*'counts'"),
         (lambda manifest: manifest["shards"][0].update(rows="3"), "'rows' expected int, got str"),
     ],
 )
