@@ -1,6 +1,7 @@
 """The same files, made by actors of Ray: for clusters whose scheduler is Ray."""
 
 from collections.abc import Callable
+from typing import Any
 
 from lgq_hf.tokens.engine import FileMaker, Job, Progress
 from lgq_hf.tokens.manifest import Manifest, finish
@@ -55,8 +56,8 @@ def tokenize_with_ray(
         for kind, share in (("CPU", cpus_per_worker), ("GPU", gpus_per_worker)):
             if (have := ray.cluster_resources().get(kind, 0)) < workers * share:  # Ray would wait for more for ever
                 raise ValueError(f"{workers} workers of {share:g} {kind}s, but the cluster has {have:g}")
-        needs = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
-        actor = ray.remote(**needs, max_restarts=3, max_task_retries=3)(FileMaker)
+        needs: dict[str, Any] = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+        actor: Any = ray.remote(**needs, max_restarts=3, max_task_retries=3)(FileMaker)
         device = "cuda" if gpus_per_worker else "cpu"
         pool = ray.util.ActorPool([actor.remote(job, device, num_workers) for _ in range(workers)])
         try:

@@ -109,9 +109,11 @@ def test_kill_9_at_any_moment(job: MakeJob, tmp_path: Path, digests: Digests) ->
     for attempt in range(12):
         child = os.fork()
         if not child:
-            torch.set_num_threads(1)
-            tokenize(made, num_shards=2, shard_index=attempt % 2, num_workers=attempt // 10)
-            os._exit(0)
+            try:
+                torch.set_num_threads(1)
+                tokenize(made, num_shards=2, shard_index=attempt % 2, num_workers=attempt // 10)
+            finally:
+                os._exit(0)
         deadline = time.monotonic() + 20  # after the first or second new file, or before there is any
         while len(list(data.glob("train-*"))) < left[-1] + attempt % 3 and time.monotonic() < deadline:
             if os.waitpid(child, os.WNOHANG)[0]:
