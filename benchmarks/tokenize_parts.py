@@ -21,8 +21,7 @@ from lgq_hf.images.sources import open_source
 from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.tokens.encoding import Encoding
 from lgq_hf.tokens.engine import FileMaker, Job
-from lgq_hf.tokens.features import token_features
-from lgq_hf.tokens.plan import make_plan
+from lgq_hf.tokens.plan import make_plan, token_features
 from lgq_hf.tokens.shards import Folder, write_shard
 
 JPEG_SIZE, QUALITY = (500, 375), 95

@@ -8,11 +8,10 @@ from lgq_hf.images.sources import open_source
 from lgq_hf.images.views import Preprocessing
 
 from .collators import AutoregressiveCollator, MaskedCollator
-from .encoding import Encoding
 from .engine import tokenize
-from .features import token_features
 from .manifest import check_tokenizer, read_manifest, verify
 from .map_callables import DecodeTokens, EncodeImages
+from .plan import Encoding, token_features
 from .reading import EpochSampler, TokenDataset, TokenStream
 
 __all__ = [

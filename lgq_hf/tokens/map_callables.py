@@ -14,9 +14,8 @@ from lgq_hf.images.stored import read_stored, to_rgb
 from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.runtime import DTYPES
 from lgq_hf.tokens.encoding import Encoder
-from lgq_hf.tokens.features import grid_of, token_dtype, token_features
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest
-from lgq_hf.tokens.plan import Encoding
+from lgq_hf.tokens.plan import Encoding, grid_of, token_dtype, token_features
 
 Rows = Mapping[str, Any]
 _IMPORTED_IN = os.getpid()  # a forked process has another number, a spawned one imports anew

@@ -1,7 +1,8 @@
 """What decides every byte of a set of token shards, before any image is encoded; and what came of it.
 
 A plan stands in the footer of each shard, so that a shard says by itself what it is part of, and in the manifest. All
-records here stand in JSON under the names of their fields.
+records here stand in JSON under the names of their fields. Shapes: H W pixels of an image, f downsampling factor,
+h = ceil(H / f) and w = ceil(W / f), C tokens per position.
 """
 
 import json
@@ -10,20 +11,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 
 from lgq_hf.checkpoint.loading import Reference
 from lgq_hf.files import canonical_sha256
-from lgq_hf.images.sources import CROP, FLIP, ID, ImageSource
+from lgq_hf.images.sources import CROP, FLIP, ID, SIZES, TOKENS, ImageSource
 from lgq_hf.images.stored import import_datasets
 from lgq_hf.images.views import Grid, Preprocessing, cut_views
 from lgq_hf.runtime import DTYPES
+from lgq_hf.tokenizer.configuration_lgq import LGQConfig
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
-from lgq_hf.tokens.features import grid_of, token_dtype, token_features
 
 FORMAT, VERSION = "lgq-token-shards", 1
-# by default there are about this many files, of no more and no fewer pictures than these
-_FILES, _MOST, _FEWEST = 64, 16384, 64
 _PROCESSOR = ["do_resize", "size", "do_center_crop", "crop_size", "resample", "do_convert_rgb", "do_pad"]
 _PROCESSOR += ["pad_to_multiple_of", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"]
 
@@ -208,9 +208,46 @@ class Footer(Record):
         return cls(**{**content, "plan": Plan.read(content["plan"])})
 
 
-def pictures_per_file(count: int) -> int:
-    """How many pictures a file holds unless somebody says otherwise."""
-    return min(_MOST, max(_FEWEST, -(-count // _FILES)))
+def token_dtype(codebook_size: int) -> np.dtype:
+    """uint16 for up to 65,536 codes, else uint32; `ValueError` where no token column can hold a token."""
+    if not 1 <= codebook_size <= 2**32:
+        raise ValueError(f"codebook_size: expected 1 to 2**32, what uint32 tokens can tell apart, got {codebook_size}")
+    return np.dtype(np.uint16 if codebook_size <= 2**16 else np.uint32)
+
+
+def grid_of(config: LGQConfig, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of a picture's tokens: (h,w), or (h,w,C) where a position has several; `size` is (H,W) in pixels."""
+    factor = config.spatial_downsample_factor
+    grid = tuple(-(-edge // factor) for edge in size)
+    return grid if config.tokens_per_position == 1 else (*grid, config.tokens_per_position)
+
+
+def token_features(config: LGQConfig, size: int | tuple[int, int] | None = None) -> Any:
+    """The `datasets.Features` of token columns, in the narrowest types.
+
+    With a size: `image_tokens` as Array2D (h,w), or Array3D (h,w,C) for per-channel bins, of uint16 (K <= 65,536) or
+    uint32, which `set_format("torch")` gives as (h,w) int64. Without: `image_tokens` as a flat list of h*w*C such
+    numbers in raster order, and the int32 columns of `SIZES`.
+
+    Args:
+        config: of the tokenizer.
+        size: H = W, or (H,W), in pixels where all pictures have one size; `None` where they differ.
+
+    Raises:
+        ValueError: a size below 1, or more codes than uint32 holds.
+        ModuleNotFoundError: without the package datasets, naming the extra.
+    """
+    datasets = import_datasets()
+    dtype = token_dtype(config.codebook_size).name
+    if size is None:
+        sizes = {name: datasets.Value("int32") for name in SIZES}
+        return datasets.Features({TOKENS: datasets.List(datasets.Value(dtype)), **sizes})
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"size: expected height and width of at least 1 pixel, got {size}")
+    grid = grid_of(config, (height, width))
+    array = datasets.Array2D if len(grid) == 2 else datasets.Array3D
+    return datasets.Features({TOKENS: array(grid, dtype)})
 
 
 def make_plan(
@@ -234,7 +271,7 @@ def make_plan(
         encoding: how the model is run.
         split: what files are called; of "train[:10%]" the first word.
         mixed_sizes: pictures may differ in size. Without it, all must have that of the first that can be read.
-        per_file: pictures of one file; `None`: about 64 files.
+        per_file: images of one file; `None`: as many as make 64 files, but 64 to 16,384.
 
     Raises:
         ValueError: an option out of range, nothing to do, or, without `mixed_sizes`, not one picture can be read.
@@ -247,7 +284,8 @@ def make_plan(
         raise ValueError("compile needs pictures of one size: what a graph computes would depend on the sizes before")
     if not len(source):
         raise ValueError(f"nothing to do: {source.name} has no pictures")
-    per_file = pictures_per_file(len(source)) if per_file is None else per_file
+    if per_file is None:
+        per_file = min(16384, max(64, -(-len(source) // 64)))
     if per_file < 1:
         raise ValueError(f"pictures_per_file: expected at least 1, got {per_file}")
     word = re.match(r"\w+", split)
@@ -260,14 +298,9 @@ def make_plan(
         format=FORMAT,
         format_version=VERSION,
         tokenizer=MadeBy(
-            name=name,
-            revision=reference.revision,
-            weights_sha256=reference.weights,
-            codebook_sha256=reference.codebook,
-            config_sha256=reference.config,
-            codebook_size=config.codebook_size,
-            downsample_factor=config.spatial_downsample_factor,
-            tokens_per_position=config.tokens_per_position,
+            name,
+            *(reference.revision, reference.weights, reference.codebook, reference.config),
+            *(config.codebook_size, config.spatial_downsample_factor, config.tokens_per_position),
         ),
         size=size and list(size),
         grid=size and list(grid_of(config, size)),
@@ -319,4 +352,15 @@ def _common_size(source: ImageSource, processor: LGQImageProcessor, preprocessin
     raise ValueError(f"not one of {len(source)} pictures of {source.name} can be read (the last: {reason})")
 
 
-__all__ = ["Encoding", "Footer", "Manifest", "Plan", "Shard", "differences", "make_plan"]
+__all__ = [
+    "Encoding",
+    "Footer",
+    "Manifest",
+    "Plan",
+    "Shard",
+    "differences",
+    "grid_of",
+    "make_plan",
+    "token_dtype",
+    "token_features",
+]

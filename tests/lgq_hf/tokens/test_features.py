@@ -4,7 +4,7 @@ import pytest
 
 from lgq_hf import LGQConfig
 from lgq_hf.images.sources import SIZES, TOKENS
-from lgq_hf.tokens.features import token_dtype, token_features
+from lgq_hf.tokens.plan import token_dtype, token_features
 
 
 @pytest.mark.parametrize(("codes", "dtype"), [(2, np.uint16), (2**16, np.uint16), (2**16 + 1, np.uint32)])

@@ -13,10 +13,11 @@ import torch
 from pyarrow import parquet
 
 from lgq_hf import LGQModel
-from lgq_hf.checkpoint.loading import find_checkpoint
+from lgq_hf.checkpoint.loading import Reference, find_checkpoint
+from lgq_hf.images.views import Preprocessing
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest, verify
-from lgq_hf.tokens.plan import differences, pictures_per_file
+from lgq_hf.tokens.plan import Encoding, differences, make_plan
 
 
 @pytest.fixture
@@ -163,15 +164,17 @@ def test_the_layout_of_files_that_others_wrote(tokens: Path) -> None:
         manifest["codes"]
 
 
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 4097, 1_281_167])
-def test_files_cover_every_picture_once(job: Callable[..., Job], count: int) -> None:
-    per_file, plan = pictures_per_file(count), job().plan
-    plan = replace(plan, source=replace(plan.source, pictures=count), pictures_per_file=per_file)
-    plan = replace(plan, files=-(-count // per_file))
+@pytest.mark.parametrize(
+    ("count", "per_file"),
+    [(1, 64), (64, 64), (65, 64), (4096, 64), (4097, 65), (1_281_167, 16384), (10**6, 15625), (10**8, 16384)],
+)
+def test_files_cover_every_image_once(reference: Reference, count: int, per_file: int) -> None:
+    methods = {"digest": lambda self: "0", "__len__": lambda self: count}  # nothing is read: all are cut to one size
+    many = type("Many", (), {"kind": "folder", "name": "many", "features": {}, **methods})()
+    plan = make_plan(reference, "org/tiny", many, Preprocessing(64), Encoding())
     ranges = [plan.pictures_of(number) for number in range(len(plan.names))]
-    assert ranges[0].start == 0 and ranges[-1].stop == count
+    assert ranges[0].start == 0 and ranges[-1].stop == count and len(ranges[0]) == min(count, per_file)
     assert all(one.stop == two.start and len(one) == per_file for one, two in itertools.pairwise(ranges))
-    assert pictures_per_file(4096) == 64 and pictures_per_file(10**6) == 15625 and pictures_per_file(10**8) == 16384
 
 
 def test_a_rerun_does_not_make_a_damaged_shard_good(job: Callable[..., Job]) -> None:
