@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from lgq_hf.checkpoint.loading import SHORT, Checkpoint, load_checkpoint
-from lgq_hf.files import atomic_file
 from lgq_hf.images.opening import SUFFIXES
 from lgq_hf.images.sources import CROP, FLIP, ID, SIZES, TOKENS
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest
 from lgq_hf.tokens.reading import TokenDataset
 
-from .output import check_output_folder
+from .output import check_output_folder, write_png
 from .report import Report
 from .token_file import is_relative, read_tokens
 
@@ -43,9 +42,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = list(zip(source.names, output_names(source.names), range(len(source.names)), strict=True))
     for name, output_name, number in report.progress(jobs, "decoding"):
         with report.one(name):
-            picture = checkpoint.decode(*source.grid(number))
-            with atomic_file(folder / output_name) as temporary:
-                picture.save(temporary, format="PNG")
+            write_png(folder / output_name, checkpoint.decode(*source.grid(number)))
             done += 1
     if done:
         report.line(f"{folder}: {done} pictures")

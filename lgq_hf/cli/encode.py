@@ -10,7 +10,7 @@ from lgq_hf.images.opening import find_pictures
 
 from .output import check_output_file
 from .report import Report
-from .token_file import MOST_PICTURES, TokenFile, check_suffix, write_tokens
+from .token_file import MOST_PICTURES, SUFFIXES, TokenFile, write_tokens
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,8 +21,7 @@ def run(args: argparse.Namespace) -> int:
         OSError: the output cannot be written.
     """
     output = Path(args.output)
-    check_suffix(output)
-    check_output_file(output)
+    check_output_file(output, *SUFFIXES)
     sources, failures = find_pictures(args.inputs)
     if len(sources) > MOST_PICTURES:
         raise ValueError(f"{len(sources)} pictures: a token file holds up to {MOST_PICTURES}, make several")

@@ -1,134 +1,138 @@
-"""`lgq evaluate`: how good a tokenizer or a generator is, in a JSON file that says how its numbers came about."""
+"""`lgq evaluate`: how good a tokenizer is, in a JSON file that says how its numbers came about."""
 
 import argparse
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
+from lgq_hf.checkpoint.loading import SHORT, load_checkpoint
+from lgq_hf.evaluation import Settings, evaluate_tokenizer
+from lgq_hf.evaluation.grid import draw_extremes
+from lgq_hf.evaluation.naming import FRECHET, RFID, frechet_label
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing
+from lgq_hf.metrics.extractors import build_extractor
+from lgq_hf.metrics.perceptual import LPIPS, EfficientNetDistance
+from lgq_hf.runtime import DTYPES, own_device, world
+from lgq_hf.tokens.engine import default_workers
 
-from lgq_hf.images.sheet import draw_grid
-from lgq_hf.images.sources import FolderSource, open_source
-
-from .arguments import FOR_GENERATORS, FOR_TOKENIZERS
-from .evaluate_tokenizer import run_tokenizer
-from .networks import extractor_of
 from .output import check_output_file, write_json, write_png
-from .pipeline import draw_of, load_quietly
-from .report import shown
-
-_ON_GRID = 64  # pictures at most
-_FORMS = "expected MODEL DATA (a tokenizer and pictures), or --pipeline, --pictures and --num (a generator)"
+from .report import list_failures, progress_bar, shown
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates `args.model` on `args.data`, or `args.pipeline` on `args.pictures`, and writes `args.output`.
+    """Evaluates `args.model` on `args.data` and writes `args.output`, and `args.grid` if it is not `None`.
+
+    Of several processes the first one writes and prints.
 
     Returns:
-        The exit status: 1 if pictures were passed over.
+        The exit status: 1 if images were passed over.
 
     Raises:
-        ValueError: wrong arguments, or a model, pipeline, pictures or tokens that do not fit.
-        OSError: the output cannot be written.
-        ModuleNotFoundError: a package that is needed is missing.
+        ValueError: wrong arguments, a model that cannot be loaded, or images that cannot be used.
+        OSError: the output cannot be written, or a file of weights is missing.
+        ModuleNotFoundError: the package of the metrics is missing.
     """
-    of_tokenizer = check_form(args)
     output, grid = Path(args.output), None if args.grid is None else Path(args.grid)
-    for file, suffix in ((output, ".json"), (grid, ".png")):
-        if file is not None:
-            if file.suffix.lower() != suffix:
-                raise ValueError(f"{file}: expected a name that ends in {suffix}")
-            check_output_file(file)
-    if of_tokenizer:
-        return run_tokenizer(args, output, grid)
-    return _run_generator(args, output, grid)
-
-
-def check_form(args: argparse.Namespace) -> bool:
-    """Whether a tokenizer is to be evaluated; fills in the defaults of that form's options.
-
-    Raises:
-        ValueError: neither form, both, half of one, or an option of the other one.
-    """
-    given = {name for name in ("model", "data", "pipeline") if getattr(args, name) is not None}
-    if not given:
-        raise ValueError(_FORMS)
-    of_tokenizer = "pipeline" not in given
-    own, other = (FOR_TOKENIZERS, FOR_GENERATORS) if of_tokenizer else (FOR_GENERATORS, FOR_TOKENIZERS)
-    if not of_tokenizer and len(given) > 1:
-        raise ValueError(f"{shown(args.model)} and --pipeline are two things to evaluate, one at a time: {_FORMS}")
-    needed = ("data",) if of_tokenizer else ("pictures", "num")
-    if missing := [name for name in needed if getattr(args, name) is None]:
-        names = " and ".join("DATA" if of_tokenizer else f"--{name}" for name in missing)
-        raise ValueError(f"{names} not given: {_FORMS}")
-    if wrong := [f"--{name.replace('_', '-')}" for name in other if getattr(args, name) is not None]:
-        kinds = ("generators", "a tokenizer") if of_tokenizer else ("tokenizers", "a generator")
-        raise ValueError(f"{', '.join(wrong)}: for {kinds[0]} only, and this is {kinds[1]}; leave out")
-    for name, default in own.items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-    return of_tokenizer
-
-
-def _run_generator(args: argparse.Namespace, output: Path, grid: Path | None) -> int:
-    """Evaluates `args.pipeline` on `args.pictures`; returns the exit status."""
-    pictures: Any = open_source(args.pictures, kind="folder")
-    pipe = load_quietly(args.pipeline, args.device)
-    result, some = _evaluate(args, pipe, pictures, [] if grid is None else _spread(args.num))
-    result = {"pipeline": {"name": args.pipeline, **result.pop("pipeline")}, **result}
+    check_output_file(output, ".json")
+    if grid is not None:
+        check_output_file(grid, ".png")
+    settings = Settings(
+        Preprocessing(args.size, args.crops, args.crop_scale),
+        batch_size=args.batch_size,
+        limit=args.limit,
+        seed=args.seed,
+        ema=args.ema,
+        on_error=args.on_error,
+        num_workers=default_workers(args.device) if args.workers is None else args.workers,
+    )
+    if (args.lpips_vgg is None) != (args.lpips_heads is None):
+        raise ValueError("--lpips-vgg and --lpips-heads belong together: LPIPS needs both files, or leave both out")
+    lpips = None if args.lpips_vgg is None else LPIPS(args.lpips_vgg, args.lpips_heads)
+    perceptual = EfficientNetDistance()
+    classifier = perceptual.network
+    own = args.extractor == classifier.name and args.inception_weights is None  # one copy of a network is enough
+    extractor = classifier if own else build_extractor(args.extractor, args.inception_weights)
+    source = open_source(
+        args.data,
+        kind=args.kind,
+        split=args.split,
+        image_column=args.image_column,
+        id_column=args.id_column,
+        name=args.config,
+        revision=args.source_revision,
+    )
+    checkpoint = load_checkpoint(args.model, own_device(args.device), revision=args.revision, dtype=DTYPES[args.dtype])
+    for network in (perceptual, extractor, lpips):
+        if network is not None:
+            network.to(checkpoint.device)
+    first = world()[0] == 0
+    with progress_bar("evaluating") as watch:
+        result = evaluate_tokenizer(
+            checkpoint, source, settings, extractor, perceptual, classifier, lpips, watch if first else None
+        )
+    if not first:
+        return 0
     write_json(output, result)
     if grid is not None:
-        write_png(grid, draw_grid(some, [""] * len(some)))
+        write_png(grid, draw_extremes(checkpoint, source, settings, result))
     print(f"{shown(args.output)}:\n" + "\n".join(f"  {line}" for line in _lines(result)))
-    return 0
-
-
-def _evaluate(
-    args: argparse.Namespace, pipe: Any, pictures: FolderSource, wanted: list[int]
-) -> tuple[dict[str, Any], list[Image.Image]]:
-    """What `evaluate` gives, and the generated pictures of these numbers."""
-    from lgq_hf.evaluation.generators import evaluate
-
-    some: list[Image.Image] = []
-    draw = draw_of(args, args.seed)
-    with ExitStack() as stack:
-        bars: dict[str, tqdm] = {}
-
-        def watch(stage: str, first: int, batch: torch.Tensor) -> None:
-            if stage not in bars:
-                total = args.num if stage == "generated" else len(pictures)
-                bar = tqdm(total=total, desc=f"{stage} pictures", unit="picture", disable=None, dynamic_ncols=True)
-                bars[stage] = stack.enter_context(bar)
-            bars[stage].update(len(batch))
-            if stage == "generated":
-                inside = [number - first for number in wanted if first <= number < first + len(batch)]
-                some.extend(Image.fromarray(array) for array in batch[inside].permute(0, 2, 3, 1).cpu().numpy())
-
-        extractor = extractor_of(args).to(pipe.vqvae.device)
-        return evaluate(pipe, pictures, args.num, extractor, draw, tokens=args.tokens, watch=watch), some
-
-
-def _spread(num: int) -> list[int]:
-    """Numbers of up to 64 pictures, evenly over all, since classes follow each other."""
-    return np.linspace(0, num - 1, min(num, _ON_GRID)).astype(int).tolist()
+    protocol = result["protocol"]
+    failed = [(one["id"], one["reason"]) for one in protocol["failed"]]
+    return list_failures(failed, len(failed) + protocol["pictures"], place="the results")
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
     """The numbers for people, each with what it depends on."""
-    metrics, protocol, cost = result["metrics"], result["protocol"], result["cost"]
-    counts = f"{protocol['generated_pictures']} generated and {protocol['real_pictures']} real pictures"
-    lines = [
-        f"Fréchet distance of {protocol['extractor']} features: {metrics['frechet_distance']:.4g} ({counts})",
-        f"of the tokenizer's reconstructions of the real ones: {metrics['frechet_distance_of_reconstructions']:.4g}",
-        f"precision {metrics['precision']:.3f}, recall {metrics['recall']:.3f} (k = {protocol['neighbours']})",
+    model, protocol, metrics, cost = (result[part] for part in ("model", "protocol", "metrics", "cost"))
+    several = "" if protocol["views"] == protocol["pictures"] else f", {protocol['views']} crops"
+    size = protocol["picture_size"]
+    sizes = f"{size[0]} x {size[1]} pixels" if isinstance(size, list) else f"{size['sizes']} sizes"
+    name = f"{shown(model['name'])} ({model['fingerprint'][:SHORT]})"
+    lines = [f"{name}, {protocol['dtype']}: {protocol['pictures']} images{several} of {sizes}"]
+    exact = metrics["identical_pictures"]
+    told = "" if metrics["psnr"] is None else f"PSNR {_spread(metrics, 'psnr', '.2f')} dB, "
+    lines.append(f"{told}SSIM {_spread(metrics, 'ssim', '.4f')}" + (f", {exact} reproduced exactly" if exact else ""))
+    for key, title in (("perceptual", "perceptual distance"), ("lpips", "LPIPS")):
+        if key in metrics:
+            lines.append(f"{title} ({protocol[key]['network']}) {_spread(metrics, key, '.4f')}")
+    key = RFID if RFID in metrics else FRECHET
+    lines.append(f"{frechet_label(key, protocol['extractor'], protocol['pictures'])}: {metrics[key]:.4g}")
+    if "top1_agreement" in metrics:
+        agreement = f"{100 * metrics['top1_agreement']:.1f} %"
+        lines.append(f"same first class as the original ({protocol['classifier']['network']}): {agreement}")
+    return [*lines, *_code_lines(metrics), _cost_line(cost, protocol)]
+
+
+def _spread(metrics: dict[str, Any], name: str, form: str) -> str:
+    deviation = metrics[f"{name}_std"]
+    return f"{metrics[name]:{form}}" + ("" if deviation is None else f" (deviation {deviation:{form}})")
+
+
+def _code_lines(metrics: dict[str, Any]) -> list[str]:
+    used, codes = metrics["codes_used"], metrics["codebook_size"]
+    error = metrics["relative_quantization_error"]
+    tenth = f"{metrics['codes_used_tenth']} at least 0.1 N/K times"
+    entropy = f"entropy {metrics['entropy_bits']:.3f} bits, perplexity {metrics['perplexity']:.1f}"
+    lengths = f"mean distance {metrics['mean_distance']:.4g}, median {metrics['median_distance']:.4g}"
+    relative = "" if error is None else f", squared {100 * error:.3g} % of the latents' variance"
+    return [
+        f"codebook: {used} of {codes} codes used by N = {metrics['tokens']} tokens, {tenth}; {entropy}",
+        f"{metrics['bits_per_pixel']:.4f} bits a pixel, {metrics['bits_per_pixel_by_entropy']:.4f} by the entropy",
+        f"latents to codes: {lengths}{relative}",
     ]
-    if "bits_per_token" in metrics:
-        exact = "at most " if protocol["bits"].startswith("upper bound") else ""
-        bits = f"{exact}{metrics['bits_per_token']:.4f} bits a token, {metrics['bits_per_pixel']:.4f} bits a pixel"
-        lines.append(f"{bits} ({protocol['held_out_rows']} rows held out)")
+
+
+def _cost_line(cost: dict[str, Any], protocol: dict[str, Any]) -> str:
+    count = protocol["processes"]
+    by = "" if count == 1 else f" by {count} processes"
+    speed = f"{cost['pictures_per_second']:.4g} images a second encoded and decoded{by}"
+    return f"{speed}, in batches of {protocol['batch_size']}{memory_of(cost)}"
+
+
+def memory_of(cost: dict[str, Any]) -> str:
+    """The peak memory of a result's cost, for the end of a line."""
     memory = cost["peak_memory_bytes"]
-    held = "" if memory is None else f", {memory / 2**30:.2f} GiB at most ({cost['peak_memory_of']})"
-    return [*lines, f"{cost['seconds_per_picture']:.4g} s a picture in batches of {protocol['batch_size']}{held}"]
+    return "" if memory is None else f", {memory / 2**30:.2f} GiB at most ({cost['peak_memory_of']})"
+
+
+__all__ = ["memory_of", "run"]

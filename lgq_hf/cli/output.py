@@ -21,8 +21,10 @@ def check_output_folder(path: Path) -> None:
         raise ValueError(f"{path}: permission denied to write in {existing}")
 
 
-def check_output_file(path: Path) -> None:
-    """Refuses a file that could not be written (`ValueError`); makes nothing."""
+def check_output_file(path: Path, *suffixes: str) -> None:
+    """Refuses a file that could not be written, or has none of these suffixes (`ValueError`); makes nothing."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected the name of a file")
     check_output_folder(path.parent)
@@ -34,10 +36,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_png(path: Path, picture: Image.Image) -> None:
+def write_png(path: Path, image: Image.Image) -> None:
     """Writes a file as a whole."""
     with atomic_file(path) as temporary:
-        picture.save(temporary, format="PNG")
+        image.save(temporary, format="PNG")
 
 
 __all__ = ["check_output_file", "check_output_folder", "write_json", "write_png"]

@@ -9,12 +9,11 @@ import torch
 from PIL import Image
 
 from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
-from lgq_hf.files import atomic_file
 from lgq_hf.images.opening import find_pictures
 from lgq_hf.images.sheet import MOST_PIXELS, Row, draw_sheet, pixels, shortened
 from lgq_hf.metrics.reconstruction import psnr
 
-from .output import check_output_file
+from .output import check_output_file, write_png
 from .report import Report, shown
 
 
@@ -26,9 +25,7 @@ def run(args: argparse.Namespace) -> int:
         OSError: the output cannot be written.
     """
     output = Path(args.output)
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"{output}: the pictures are written side by side as PNG, expected a name that ends in .png")
-    check_output_file(output)
+    check_output_file(output, ".png")
     sources, failures = find_pictures(args.inputs, leave_out=output)
     checkpoint = load_checkpoint(args.model, args.device)
     report = Report(failures)
@@ -43,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
             rows.append(Row(original, reconstruction, caption))
             report.line(f"{source.name}: {numbers}")
     if rows:
-        sheet = draw_sheet(rows)
-        with atomic_file(output) as temporary:
-            sheet.save(temporary, format="PNG")
+        write_png(output, draw_sheet(rows))
     return report.finish(done=len(rows))
 
 

@@ -49,19 +49,8 @@ class TokenFile:
     downsample_factor: int
 
 
-def check_suffix(path: Path) -> None:
-    """Refuses a path that is no token file's (`ValueError`)."""
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: a token file ends in {' or '.join(SUFFIXES)}")
-
-
 def write_tokens(path: Path, file: TokenFile) -> None:
-    """Writes a token file, whole or not at all.
-
-    Raises:
-        ValueError: the suffix is neither .safetensors nor .npz.
-    """
-    check_suffix(path)
+    """Writes a token file, whole or not at all, by its suffix: .npz, or .safetensors."""
     tensors = {_key(i): np.ascontiguousarray(tokens) for i, tokens in enumerate(file.tokens)}
     tensors["original_sizes"] = np.ascontiguousarray(file.original_sizes, dtype=np.int64)
     metadata = {
@@ -88,35 +77,33 @@ def read_tokens(path: Path) -> TokenFile:
         ValueError: no token file, one of another version, or one whose parts are missing or contradict each other.
         OSError: it cannot be opened.
     """
-    check_suffix(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: a token file ends in {' or '.join(SUFFIXES)}")
     try:
         metadata, tensors = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-    except (SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a token file, or a damaged one: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a token file: `lgq encode` makes those")
-    if metadata.get("format_version") != VERSION:
-        raise ValueError(f"{path} has format version {metadata.get('format_version')}, expected {VERSION}")
+    if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, VERSION):
+        found = f"{metadata.get('format')}, version {metadata.get('format_version')}"
+        raise ValueError(f"{path} is not a token file: expected {FORMAT}, version {VERSION}, got {found}")
     try:
         names = json.loads(metadata["names"])
-        if not isinstance(names, list):
-            raise ValueError(f"names should be a list, got {names!r}")
         file = TokenFile(
-            tokens=[tensors[_key(i)] for i in range(len(names))],
-            original_sizes=tensors["original_sizes"],
+            tokens=[tensors.pop(_key(i)) for i in range(len(names))],
+            original_sizes=tensors.pop("original_sizes"),
             names=names,
             model=metadata["model"],
             fingerprint=metadata["fingerprint"],
             codebook_size=int(metadata["codebook_size"]),
             downsample_factor=int(metadata["downsample_factor"]),
         )
+        if tensors:
+            raise ValueError(f"{min(tensors)} belongs to none of its {len(names)} images")
+        _check(file)
     except KeyError as error:
         raise ValueError(f"{path} is damaged: {error.args[0]} is missing") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its metadata cannot be read ({error})") from error
-    if extra := set(tensors) - {"original_sizes", *map(_key, range(len(names)))}:
-        raise ValueError(f"{path} is damaged: it holds {min(extra)}, but names {len(names)} pictures only")
-    _check(path, file)
+        raise ValueError(f"{path} is damaged: {error}") from error
     return file
 
 
@@ -137,41 +124,33 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]
 def _read_npz(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
-        return {}, {}
+        raise ValueError("one array, expected several")
     with loaded as file:
-        if "metadata" not in file:
-            return {}, {}
         metadata = json.loads(str(file["metadata"]))
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            return {}, {}
+        if not isinstance(metadata, dict):
+            raise ValueError(f"its metadata should be an object, got {metadata!r}")
         return metadata, {key: file[key] for key in file if key != "metadata"}
 
 
-def _check(path: Path, file: TokenFile) -> None:
-    """Refuses parts that contradict each other, and names that would lead out of a folder."""
+def _check(file: TokenFile) -> None:
+    """Refuses parts that contradict each other, and names that would lead out of a folder (`ValueError`)."""
     sizes = file.original_sizes
     if sizes.dtype != np.int64 or sizes.shape != (len(file.names), 2):
-        found = f"{sizes.dtype} {sizes.shape}"
-        raise ValueError(f"{path} is damaged: original_sizes should be int64 ({len(file.names)}, 2), got {found}")
-    if len(set(map(str, file.names))) != len(file.names):
-        raise ValueError(f"{path} is damaged: two pictures have one name")
+        raise ValueError(f"original_sizes should be int64 ({len(file.names)}, 2), got {sizes.dtype} {sizes.shape}")
+    if not isinstance(file.names, list) or len(set(file.names)) != len(file.names):
+        raise ValueError("names should be a list, and all different")
     for name, tokens, (height, width) in zip(file.names, file.tokens, sizes.tolist(), strict=True):
-        if not isinstance(name, str) or not is_relative(name):
-            raise ValueError(f"{path} is damaged: {name!r} is no relative name with '/' between folders")
+        if not is_relative(name):
+            raise ValueError(f"{name!r} is no relative name with '/' between folders")
         if tokens.dtype not in (np.uint16, np.uint32) or tokens.ndim not in (2, 3) or not tokens.size:
-            found = f"{tokens.dtype} {tokens.shape}"
             raise ValueError(
-                f"{path} is damaged: the tokens of {name!r} should be uint16 or uint32 (h,w), got {found}"
+                f"the tokens of {name!r} should be uint16 or uint32 (h,w), got {tokens.dtype} {tokens.shape}"
             )
         if tokens.max() >= file.codebook_size:
-            raise ValueError(
-                f"{path} is damaged: {name!r} has token {tokens.max()}, the codebook ends at {file.codebook_size - 1}"
-            )
+            raise ValueError(f"{name!r} has token {tokens.max()}, the codebook ends at {file.codebook_size - 1}")
         grid = [side * file.downsample_factor for side in tokens.shape[:2]]
         if not (1 <= height <= grid[0] and 1 <= width <= grid[1]):
-            raise ValueError(
-                f"{path} is damaged: the tokens of {name!r} give {grid[0]} x {grid[1]} pixels, not {height} x {width}"
-            )
+            raise ValueError(f"the tokens of {name!r} give {grid[0]} x {grid[1]} pixels, not {height} x {width}")
 
 
 def is_relative(name: str) -> bool:
@@ -181,4 +160,4 @@ def is_relative(name: str) -> bool:
     return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-__all__ = ["MOST_PICTURES", "SUFFIXES", "TokenFile", "check_suffix", "is_relative", "read_tokens", "write_tokens"]
+__all__ = ["MOST_PICTURES", "SUFFIXES", "TokenFile", "is_relative", "read_tokens", "write_tokens"]

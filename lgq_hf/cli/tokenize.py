@@ -3,11 +3,7 @@
 import argparse
 import math
 import os
-import sys
-from contextlib import ExitStack
 from pathlib import Path
-
-from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # types-tqdm is not on every index
 
 from lgq_hf import default_checkpoint
 from lgq_hf.checkpoint.loading import SHORT, find_checkpoint
@@ -21,9 +17,7 @@ from lgq_hf.tokens.ray_engine import tokenize_with_ray
 from lgq_hf.tokens.shards import Folder
 
 from .output import check_output_folder
-from .report import shown
-
-_LISTED = 20  # failures that are printed; all are in the manifest
+from .report import list_failures, progress_bar, shown
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,22 +28,25 @@ def run(args: argparse.Namespace) -> int:
         OSError: the output cannot be written.
     """
     if args.verify is not None:
-        manifest = verify(args.verify)
+        verified = verify(args.verify)
         if args.model is not None:
-            check_tokenizer(manifest, find_checkpoint(args.model, args.revision))
-        print(f"{shown(args.verify)}: {_summary(manifest)}: all as in the manifest")
+            check_tokenizer(verified, find_checkpoint(args.model, args.revision))
+        print(f"{shown(args.verify)}: {_summary(verified)}: all as in the manifest")
         return 0
     job = _job(args)
-    with ExitStack() as stack:
-        bars: list[tqdm] = []
+    with progress_bar("tokenizing") as update:
+        seen = total = 0
 
-        def started(pictures: int) -> None:
-            bar = tqdm(total=pictures, desc="tokenizing", unit="picture", disable=None, dynamic_ncols=True)
-            bars.append(stack.enter_context(bar))
+        def started(images: int) -> None:
+            nonlocal total
+            total = images
 
-        def progress(pictures: int) -> None:
-            bars[0].update(pictures)
+        def progress(images: int) -> None:
+            nonlocal seen
+            seen += images
+            update(seen, total)
 
+        manifest: Manifest | None
         if args.engine == "ray":
             manifest = tokenize_with_ray(
                 job,
@@ -61,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress,
             )
         else:
-            made = tokenize(
+            manifest = tokenize(
                 job,
                 num_shards=args.num_shards,
                 shard_index=args.shard_index,
@@ -70,10 +67,9 @@ def run(args: argparse.Namespace) -> int:
                 started=started,
                 progress=progress,
             )
-            if made is None:
-                print(f"{shown(args.output)}: this process's files are there; others are not yet", flush=True)
-                return 0
-            manifest = made
+    if manifest is None:
+        print(f"{shown(args.output)}: this process's files are there; others are not yet", flush=True)
+        return 0
     return _report(args.output, manifest)
 
 
@@ -132,11 +128,5 @@ def _report(output: str, manifest: Manifest) -> int:
         stored = sum(shard.bytes for shard in manifest.shards) / tokens
         bound = math.log2(manifest.tokenizer.codebook_size) / 8
         print(f"{stored:.2f} bytes a token with labels and names; log2(K) / 8 = {bound:.2f}")
-    failures = manifest.failures
-    if not failures:
-        return 0
-    lines = [f"  {shown(failure['id'])}: {shown(failure['reason'])}" for failure in failures[:_LISTED]]
-    more = [f"  and {len(failures) - _LISTED} more, all in manifest.json"] if len(failures) > _LISTED else []
-    heading = f"lgq: {len(failures)} of {manifest.counts['pictures']} pictures failed:"
-    tqdm.write("\n".join([heading, *lines, *more]), file=sys.stderr)
-    return 1
+    failures = [(failure["id"], failure["reason"]) for failure in manifest.failures]
+    return list_failures(failures, manifest.counts["pictures"], place="manifest.json")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from lgq_hf.cli.main import main
@@ -32,7 +31,7 @@ def test_pictures_of_classes_in_turn(
     words += ["--guidance", "2", "--temperature", "0.9", "--top-k", "9", "--top-p", "0.9", "--seed", "3"]
     assert main([*words, "--batch-size", "2", "-o", str(output)]) == 0
     out, err = capsys.readouterr()
-    assert out == f"{output}: 5 pictures of 32 x 32 pixels (height x width), --seed 3\n" and "Loading" not in err
+    assert out == f"{output}: 5 images of 32 x 32 pixels (height x width), --seed 3\n" and "Loading" not in err
     grid = np.asarray(Image.open(output))
     assert grid.shape == (2 * (32 + 20 + 7) + 7, 3 * (32 + 7) + 7, 3)
     pipe = load_pipeline(place / kind)
@@ -51,7 +50,7 @@ def test_no_class_a_drawn_seed_and_half_precision(
     words = ["generate", "--pipeline", str(place / "masked"), "--num", "1", "--steps", "2", "--dtype", "bfloat16"]
     assert main([*words, "-o", str(tmp_path / "one.png")]) == 0
     out = capsys.readouterr().out
-    assert "1 picture of 32 x 32" in out
+    assert "1 image of 32 x 32" in out
     assert Image.open(tmp_path / "one.png").size == (32 + 14, 32 + 14)  # without captions
     seed = out.rpartition(" ")[2].strip()
     assert main([*words, "--seed", seed, "-o", str(tmp_path / "two.png")]) == 0
@@ -68,15 +67,11 @@ def test_a_name_that_looks_like_a_number_is_a_name(place: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--pipeline", "masked", "-o", "grid.jpg"], "grid.jpg: the pictures are written side by side as PNG"),
-        (["--pipeline", "masked", "-o", "masked/model_index.json/grid.png"], "cannot be a folder, .* is a file"),
-        (["--pipeline", "masked", "-o", "grid.png", "--num", "0"], "--num: expected at least 1 picture, got 0"),
+        (["--pipeline", "masked", "-o", "grid.jpg"], "grid.jpg: expected a name that ends in .png"),
+        (["--pipeline", "masked", "-o", "grid.png", "--num", "0"], "--num: expected at least 1 image, got 0"),
         (["--pipeline", "masked", "-o", "grid.png", "--class", "dogs"], "no class is called 'dogs'; there are cats"),
-        (["--pipeline", "masked", "-o", "grid.png", "--class", "9"], "class 9: expected 0 to 2, or None"),
-        (["--pipeline", "masked", "-o", "grid.png", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (["--pipeline", "autoregressive", "-o", "grid.png", "--steps", "3"], "has one step for each token; leave it"),
         (["--pipeline", "./nowhere", "-o", "grid.png"], "no pipeline at './nowhere': no such folder"),
-        (["--pipeline", ".", "-o", "grid.png"], "no pipeline in '.': it has no model_index.json"),
     ],
 )
 def test_what_is_refused(
@@ -93,11 +88,3 @@ def assert_line(err: str, message: str) -> None:
 
     (line,) = [line for line in err.splitlines() if line.startswith("lgq: ")]
     assert re.search(message, line), line
-
-
-def test_a_missing_gpu(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    words = ["generate", "--pipeline", str(place / "masked"), "--device", "cuda", "-o", str(tmp_path / "grid.png")]
-    assert main(words) == 2
-    assert "torch finds no CUDA device here" in capsys.readouterr().err
