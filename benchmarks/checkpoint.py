@@ -28,7 +28,7 @@ from lgq_hf.images.sources import open_source
 from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import EfficientNetDistance
-from training.latent_axes import energies, is_alignable, latents_and_gradients
+from training.initialization import energies, is_alignable, latents_and_gradients
 
 SIDE = 256
 BATCH = 4
@@ -77,7 +77,7 @@ def speed(model: LGQModel) -> dict[str, float]:
 def latent_axes(checkpoint: Checkpoint, draws: int = 16) -> list[float] | None:
     """Shares of the latents' axes in what changes all photographs, largest first; `None` where axes mean nothing.
 
-    See `training.latent_axes.energies`: gradients of `draws` random sums of each picture's pixels, seed 0.
+    See `training.initialization.energies`: gradients of `draws` random sums of each picture's pixels, seed 0.
     """
     model = checkpoint.model
     if not is_alignable(model.config):

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from benchmarks.training_step import PARTS, quantizer_flop
 from training.losses import pixel_loss
-from training.optimizers import set_learning_rate
+from training.optimization import set_learning_rate
 from training.step import TrainingStep
 
 

@@ -19,7 +19,7 @@ from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from lgq_hf.metrics.perceptual import build_perceptual
 from training.crops import scaled_crop
 from training.data import Batch, open_source, training_batches
-from training.discriminator import PatchDiscriminator
+from training.losses import PatchDiscriminator
 from training.recipe import recipe_from
 from training.step import TrainingStep
 

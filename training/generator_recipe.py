@@ -11,8 +11,17 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
 
 from lgq_hf.generation import LGQMaskedConfig, llama_config
-from training.recipe_file import check_known, fill, read_values
-from training.run_recipe import Number, Optimizer, Report, RunEngine, RunRecipe, check_counts
+from training.run_recipe import (
+    Number,
+    Optimizer,
+    Report,
+    RunEngine,
+    RunRecipe,
+    check_counts,
+    check_known,
+    fill,
+    read_values,
+)
 
 Kind = Literal["masked", "autoregressive"]
 _CONFIGS: dict[str, Any] = {"masked": LGQMaskedConfig, "autoregressive": LlamaConfig}
@@ -149,7 +158,7 @@ def recipe_from(values: dict[str, Any], where: str = "the recipe") -> GeneratorR
 
 
 def read_recipe(path: str | Path, overrides: list[str]) -> GeneratorRecipe:
-    """A recipe from a YAML file and overrides, as `training.recipe_file.read_values` takes them.
+    """A recipe from a YAML file and overrides, as `training.run_recipe.read_values` takes them.
 
     Raises:
         ValueError: as `recipe_from`, or for an override without `=`.

@@ -2,9 +2,9 @@
 
 Values of a wrong type and values out of range are refused when a recipe is made, with huggingface_hub's
 `StrictDataclassError`, which carries the reason. Steps are optimizer steps everywhere. Nothing depends on how many
-processes share the work: `batch_size` counts the pictures of one optimizer step over all of them.
-"""
+ranks share the work: `batch_size` counts the images of one optimizer step over all of them."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,100 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from lgq_hf import LGQConfig
-from training.presets import with_preset
-from training.recipe_file import check_known, fill, read_values
-from training.run_recipe import Number, Optimizer, Report, RunEngine, RunRecipe, check_betas, check_counts
-from training.schedules import TemperatureSchedule
+from training.run_recipe import (
+    Number,
+    Optimizer,
+    Report,
+    RunEngine,
+    RunRecipe,
+    TemperatureSchedule,
+    check_betas,
+    check_counts,
+    check_known,
+    fill,
+    read_values,
+)
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "best": {
+        "model": {
+            "latent_group_norm": False,
+            "code_dim": 8,
+            "distance": "sq_l2",
+            "straight_through": "identity",
+            "commitment_weight": 0.25,
+            "lambda_peak": 0.005,
+            "lambda_usage": 0.005,
+        },
+        "quantizer": {
+            "init_method": "random",
+            "learning_rate_scale": 10.0,
+            "temperature_start": 1.0,
+            "temperature_end": 0.1,
+            "temperature_schedule": "linear",
+        },
+    },
+    "paper": {
+        "model": {
+            "latent_group_norm": True,
+            "code_dim": None,
+            "distance": "sq_l2",
+            "straight_through": "soft",
+            "commitment_weight": 1.0,
+            "lambda_peak": 0.005,
+            "lambda_usage": 0.005,
+        },
+        "quantizer": {
+            "init_method": "random",
+            "learning_rate_scale": 1.0,
+            "temperature_start": 1.0,
+            "temperature_end": 0.1,
+            "temperature_schedule": "linear",
+        },
+    },
+}
+DEFAULT = "best"
+NONE = "none"  # the defaults of the recipe's own fields; what the recipe says that a run leaves behind
+
+
+def with_preset(values: Any, where: str) -> Any:
+    """A recipe's values with those of its `preset` (`"best"` where it names none) for what it leaves out.
+
+    Presets are of LGQ's vector form: another quantizer, or scalar bins, begin with the recipe's own defaults. Where a
+    recipe sets one of the fields that hang together, the others follow: the soft estimator has a commitment of 1.
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    if not isinstance(values, dict):
+        return values  # refused later, by name
+    values = copy.deepcopy(values)
+    explicit = "preset" in values
+    name = values.pop("preset", DEFAULT)
+    if name == NONE:
+        return values
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"preset of {where} must be one of {sorted([*PRESETS, NONE])}, got {name!r}")
+    given = values.get("model") or {}
+    if not isinstance(given, dict):
+        return values
+    for field, own in (("quantizer", "lgq"), ("codebook_mode", "vector")):
+        if given.get(field, own) != own:
+            if explicit:
+                got = f"{field}='{own}', got '{given[field]}'"
+                raise ValueError(f"preset '{name}' of {where} is of {got}: leave the preset out")
+            return values
+    preset = copy.deepcopy(PRESETS[name])
+    if given.get("backbone", "lgq") != "lgq":
+        del preset["model"]["latent_group_norm"]  # the other backbone has none
+    if given.get("straight_through") == "soft":
+        preset["model"]["commitment_weight"] = 1.0
+    for section, fields in preset.items():
+        if values.get(section) is None:
+            values[section] = {}
+        if isinstance(values[section], dict):  # what is not is refused by name, later
+            values[section] = {**fields, **values[section]}
+    return values
 
 
 @strict
@@ -147,7 +237,7 @@ class Quantizer:
             `"keep"`: they stay as the model in `start_from` has them.
         init_vectors: at most so many of these latents are used.
         align_latents: before codes are placed, the projections to and from them are changed so that squared distance
-            between latents is squared error of the picture, see `training.latent_axes`.
+            between latents is squared error of the picture, see `training.initialization`.
         least_energy: with it, an axis with a smaller share of what changes the picture is spread as if it had it.
         learning_rate_scale: factor on the learning rate of the quantizer's parameters.
         temperature_steps: steps from the first temperature to the last; 0 for all of them.
@@ -300,9 +390,9 @@ def recipe_from(values: dict[str, Any], where: str = "the recipe") -> Recipe:
 
 
 def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
-    """A recipe from a YAML file and overrides, as `training.recipe_file.read_values` takes them.
+    """A recipe from a YAML file and overrides, as `training.run_recipe.read_values` takes them.
 
-    What it leaves out of LGQ's settings is that of its `preset`, see `training.presets`.
+    What it leaves out of LGQ's settings is that of its `preset`, see `training.recipe`.
 
     Raises:
         ValueError: as `recipe_from`, for an override without `=`, or an unknown preset.

@@ -17,25 +17,26 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lgq_hf import LGQModel
-from training.base_step import BaseStep, at_least_fp32
-from training.discriminator import PatchDiscriminator
 from training.losses import (
     LeCam,
+    PatchDiscriminator,
     adaptive_weight,
     conv_weight_gradient,
     hinge_discriminator_loss,
     hinge_generator_loss,
     pixel_loss,
 )
-from training.optimizers import (
+from training.optimization import (
+    BaseStep,
+    TokenCounts,
+    at_least_fp32,
     discriminator_optimizer,
     gradients_norm,
     model_optimizer,
     set_learning_rate,
 )
 from training.recipe import Recipe
-from training.schedules import ramp, temperature_at
-from training.window import TokenCounts
+from training.run_recipe import ramp, temperature_at
 
 
 @contextlib.contextmanager

@@ -22,17 +22,22 @@ from lgq_hf.metrics.codebook import codebook_statistics
 from lgq_hf.metrics.efficientnet import EfficientNetLite0
 from lgq_hf.metrics.perceptual import build_perceptual
 from lgq_hf.metrics.reconstruction import ssim
-from training.command_line import call
 from training.crops import Crop, center_crop, resized_crop, scaled_crop
 from training.data import Batch, UnreadableImages, open_source, training_batches, validation_batches
-from training.discriminator import PatchDiscriminator
-from training.latent_axes import align_latents, check_alignable, latents_and_gradients
-from training.log import usage_warning
+from training.initialization import (
+    align_latents,
+    check_alignable,
+    check_same_pixels,
+    check_same_tokens,
+    latents_and_gradients,
+    take_over,
+)
+from training.losses import PatchDiscriminator
+from training.output import usage_warning
 from training.recipe import Data, Recipe, read_recipe
-from training.results import WITHOUT_CODES, corpus_summary, portable_recipe, write_final
-from training.run import Run
-from training.start_from import check_same_pixels, check_same_tokens, take_over
+from training.results import WITHOUT_CODES, corpus_summary, portable_recipe, write_tokenizer
 from training.step import TrainingStep, train_autoencoder_alone, train_decoder_alone
+from training.trainer import Run, call
 from training.validation import HIGHER_IS_BETTER, Validator
 
 ALIGN_PICTURES = 64  # at most so many crops say what latents change
@@ -294,7 +299,7 @@ class TokenizerRun(Run[Recipe]):
 
     def write_final(self, folder: Path, results: dict[str, Any]) -> None:
         """See `training.results`."""
-        write_final(
+        write_tokenizer(
             folder,
             model=self.step.published,
             processor=self.processor,

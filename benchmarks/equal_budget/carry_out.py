@@ -19,7 +19,7 @@ from benchmarks.equal_budget.runs import TUNE, Run, effect, identity, start_fold
 from benchmarks.equal_budget.scales import Scale
 from lgq_hf import LGQConfig, LGQModel
 from lgq_hf.files import atomic_file, atomic_folder
-from training.presets import NONE
+from training.recipe import NONE
 
 ROOT = Path(__file__).parents[2]
 RESULT, TASK, RECIPE, LOG = "result.json", "task.json", "recipe.yaml", "log.txt"

@@ -25,8 +25,8 @@ from lgq_hf.checkpoint.loading import load_checkpoint
 from lgq_hf.files import atomic_file
 from lgq_hf.provenance import provenance
 from training import train_tokenizer
-from training.log import read_csv
-from training.published import finite_json
+from training.output import read_csv
+from training.results import finite_json
 
 POINTS = 60  # of a curve
 _PR_SET_PDEATHSIG = 1

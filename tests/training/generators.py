@@ -16,7 +16,7 @@ from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from lgq_hf.cli.main import main as lgq
 from lgq_hf.generation import LGQMaskedTransformer
 from training.generator_recipe import GeneratorRecipe, recipe_from
-from training.generator_step import GeneratorStep
+from training.train_generator import GeneratorStep
 
 CODES, SIDE = 32, 4  # K, and tokens along a side
 PIXELS = 8 * SIDE

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.log import RunLog
+from training.output import RunLog
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("step_seconds", "pictures_per_second", "rows_per_second", "data_share", "seconds")

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.run_state import Progress, newest_checkpoint, save_checkpoint
+from training.output import Progress, newest_checkpoint, save_checkpoint
 
 
 def check(accelerator: Accelerator, model: nn.Module, progress: Progress, output: Path) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from lgq_hf import LGQConfig, LGQModel
-from training.discriminator import PatchDiscriminator
+from training.losses import PatchDiscriminator
 from training.recipe import Recipe, recipe_from
 from training.step import TrainingStep, train_autoencoder_alone, train_decoder_alone
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from training.discriminator import DiscriminatorNorm, PatchDiscriminator
+from training.losses import DiscriminatorNorm, PatchDiscriminator
 
 NORMS: tuple[DiscriminatorNorm, ...] = ("spectral", "group", "none")
 

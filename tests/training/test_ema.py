@@ -11,8 +11,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lgq_hf import LGQConfig, LGQModel
-from training.discriminator import PatchDiscriminator
-from training.ema import ExponentialAverage
+from training.losses import PatchDiscriminator
+from training.optimization import ExponentialAverage
 
 
 class Tied(nn.Module):

@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM
 from lgq_hf.generation import LGQMaskedTransformer
 from tests.training.published import GENERATORS, ROOT
 from training.generator_recipe import read_recipe, recipe_from
-from training.optimizers import decayed_groups
-from training.recipe_file import flat
+from training.optimization import decayed_groups
+from training.run_recipe import flat
 
 LEAST: dict[str, Any] = {"output_dir": "run", "kind": "masked", "max_steps": 10, "batch_size": 12}
 LLAMA = {**LEAST, "kind": "autoregressive"}

@@ -9,7 +9,7 @@ from lgq_hf.hub.publishable import HERE, STATE_BOTH, STATE_PICTURES
 from lgq_hf.provenance import provenance
 from tests.training.generators import a_recipe
 from training.generator_recipe import GeneratorRecipe, recipe_from
-from training.generator_results import card, portable_recipe
+from training.results import generator_card, portable_recipe
 
 
 def results(recipe: GeneratorRecipe, **changes: Any) -> dict[str, Any]:
@@ -48,11 +48,11 @@ def results(recipe: GeneratorRecipe, **changes: Any) -> dict[str, Any]:
 
 def test_the_card() -> None:
     masked = a_recipe("masked")
-    text = card(results(masked), masked, has_samples=True)
+    text = generator_card(results(masked), masked, has_samples=True)
     assert ModelCard(text).data.library_name == "lgq_hf"
     assert f"LGQMaskedPipeline.{HERE}" in text and STATE_BOTH in text
     licensed = a_recipe("masked", report={"license": "mit"})
-    assert STATE_PICTURES in card(results(licensed), licensed, has_samples=True)
+    assert STATE_PICTURES in generator_card(results(licensed), licensed, has_samples=True)
     assert "A masked generator (after MaskGIT" in text and 'pipe(class_labels="a cat").images[0]' in text
     assert "| bits per token | at most 1.443 |" in text and "| perplexity, in codes | at most 2.718 |" in text
     assert "4 x 6 of them make a picture, of 4,096 codes. 5,000,000 parameters" in text
@@ -67,12 +67,12 @@ def test_the_card_of_a_repository_without_classes() -> None:
     llama = a_recipe("autoregressive")
     nobody = {"num_classes": 0, "classes": []}
     found = results(llama, model=nobody, best={"metric": "bits_per_token", "value": 1.25, "step": 20})
-    text = card(found, llama, has_samples=False, repo_id="org/pictures")
+    text = generator_card(found, llama, has_samples=False, repo_id="org/pictures")
     assert "\n# org/pictures\n" in text and 'LGQAutoregressivePipeline.from_pretrained("org/pictures")' in text
     assert "pipe(class_labels=None)" in text and "It was trained without classes." in text
     assert "| bits per token | 1.443 |" in text and "at step 20: this is it." in text and "samples.png" not in text
     numbered = {"num_classes": 1000, "classes": []}
-    text = card(results(llama, model=numbered), llama, has_samples=False)
+    text = generator_card(results(llama, model=numbered), llama, has_samples=False)
     assert "It knows 1,000 classes, by number." in text and "pipe(class_labels=0)" in text
 
 
@@ -80,7 +80,7 @@ def test_a_figure_that_is_not_finite() -> None:
     recipe = a_recipe("masked")
     row = {"step": 20.0, "bits_per_token": None, "perplexity": None, "bits_per_pixel": None, "rows": 9.0}
     none = {"metric": "bits_per_token", "value": None, "step": None}
-    text = card(results(recipe, validation=[row], best=none), recipe, has_samples=False)
+    text = generator_card(results(recipe, validation=[row], best=none), recipe, has_samples=False)
     assert "| bits per token | not finite |" in text and "The best" not in text
 
 

@@ -18,8 +18,8 @@ from lgq_hf.tokens import AutoregressiveCollator
 from tests.training.generators import CODES, KINDS, PIXELS, a_model, a_recipe
 from tests.training.steps import forget_processes
 from training.generator_recipe import GeneratorRecipe
-from training.generator_validation import GeneratorValidator
 from training.token_data import TokenSets
+from training.train_generator import GeneratorValidator
 
 
 @pytest.fixture(autouse=True)

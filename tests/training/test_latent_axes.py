@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lgq_hf import LGQConfig, LGQModel
-from training.latent_axes import align_latents, check_alignable, energies, latents_and_gradients
+from training.initialization import align_latents, check_alignable, energies, latents_and_gradients
 
 FIELDS: dict[str, Any] = {
     "image_size": 16,

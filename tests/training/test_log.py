@@ -21,7 +21,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.steps import forget_processes
-from training.log import Clock, CsvLog, RunLog, check_tracker, read_csv, usage_warning
+from training.output import Clock, CsvLog, RunLog, check_tracker, read_csv, usage_warning
 
 ROOT = Path(__file__).parents[2]
 ROW = {"loss": 0.1, "codebook_usage": 0.5, "pictures_per_second": 3.0}
@@ -232,7 +232,7 @@ def test_advice_where_the_codebook_collapses(used: int, tokens: int, size: int, 
 
 def test_where_the_time_went(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("training.log.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("training.output.time.perf_counter", lambda: now[0])
     clock = Clock()
     now[0] += 8
     clock.wait(1.0)

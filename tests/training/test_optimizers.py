@@ -8,7 +8,7 @@ from torch import nn
 
 from lgq_hf import LGQConfig, LGQModel
 from tests.training import steps
-from training.optimizers import (
+from training.optimization import (
     discriminator_optimizer,
     gradients_norm,
     model_optimizer,

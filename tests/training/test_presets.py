@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from lgq_hf import LGQConfig
-from training.presets import PRESETS, with_preset
-from training.recipe import Quantizer, read_recipe
+from training.recipe import PRESETS, Quantizer, read_recipe, with_preset
 
 LEAST: dict[str, Any] = {"output_dir": "run", "max_steps": 10, "batch_size": 12, "image_size": 32}
 

@@ -14,7 +14,7 @@ from lgq_hf.cli.main import main as lgq
 from lgq_hf.hub.publishable import STATE_PICTURES
 from tests.hub_server import Hub, turn_to
 from tests.training.steps import forget_processes
-from training.log import read_csv
+from training.output import read_csv
 from training.recipe import recipe_from
 from training.train_generator import main as train_generator
 from training.train_tokenizer import main as train_tokenizer

@@ -11,11 +11,10 @@ from huggingface_hub.errors import StrictDataclassError
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from tests.training.published import ROOT, TOKENIZERS
-from training.discriminator import PatchDiscriminator
-from training.optimizers import parameter_groups
+from training.losses import PatchDiscriminator
+from training.optimization import parameter_groups
 from training.recipe import Recipe, read_recipe, recipe_from
-from training.recipe_file import flat
-from training.schedules import learning_rate_factor, temperature_at
+from training.run_recipe import flat, learning_rate_factor, temperature_at
 
 LEAST: dict[str, Any] = {"output_dir": "run", "max_steps": 10, "batch_size": 12, "image_size": 32}
 

@@ -20,10 +20,10 @@ from lgq_hf import LGQImageProcessor, LGQModel, LGQTokenizer
 from lgq_hf.hub.publishable import HERE, STATE_BOTH, STATE_PICTURES
 from lgq_hf.provenance import provenance
 from tests.training import steps
-from training.discriminator import PatchDiscriminator
-from training.log import CsvLog
+from training.losses import PatchDiscriminator
+from training.output import CsvLog
 from training.recipe import Recipe, read_recipe
-from training.results import card, corpus_summary, portable_recipe, write_final
+from training.results import corpus_summary, portable_recipe, tokenizer_card, write_tokenizer
 
 ROW = {
     "step": 20.0,
@@ -84,7 +84,7 @@ def publish(folder: Path, **changes: Any) -> tuple[Path, Recipe, LGQModel, Patch
                 parameter.add_(0.01 * torch.randn_like(parameter))
     run = Path(recipe.output_dir)
     CsvLog(run / "training.csv", 0).write({"step": 20, "loss": 0.5})
-    write_final(
+    write_tokenizer(
         run / "final",
         model=step.model,
         processor=LGQImageProcessor(**recipe.processor, pad_to_multiple_of=2),
@@ -261,7 +261,7 @@ def test_what_the_card_leaves_to_its_writer_is_found(
     assert STATE_BOTH in ModelCard.load(final / "README.md").text
     _, recipe, model, _ = published
     licensed = dataclasses.replace(recipe, report=dataclasses.replace(recipe.report, license="mit"))
-    text = card(results(recipe, model), licensed, has_discriminator=True)
+    text = tokenizer_card(results(recipe, model), licensed, has_discriminator=True)
     assert f"These weights: mit. {STATE_PICTURES}" in text
 
 
@@ -294,7 +294,7 @@ def test_the_card_names_other_pictures(
     _, recipe, model, _ = published
     said = {"split": "train", "name": None, "revision": None, **data}
     best = {"metric": "frechet", "value": 1234.5, "step": 20}
-    text = card(results(recipe, model, data=said, hours=26.04, best=best), recipe, has_discriminator=False)
+    text = tokenizer_card(results(recipe, model, data=said, hours=26.04, best=best), recipe, has_discriminator=False)
     assert words in text and " 26.0 hours on " in text
     assert re.search(r"The best Fréchet distance of the run was 1,?234.50, at step 20: this is it\.", text)
     wanted = ["somebody/flowers"] if "revision" in data else None
@@ -303,7 +303,7 @@ def test_the_card_names_other_pictures(
 
 def test_the_card_of_a_repository(published: tuple[Path, Recipe, LGQModel, Any]) -> None:
     _, recipe, model, _ = published
-    text = card(results(recipe, model), recipe, has_discriminator=True, repo_id="somebody/tokens")
+    text = tokenizer_card(results(recipe, model), recipe, has_discriminator=True, repo_id="somebody/tokens")
     assert "\n# somebody/tokens\n" in text and 'LGQTokenizer.from_pretrained("somebody/tokens")' in text
     assert 'LGQImageProcessor.from_pretrained("somebody/tokens")' in text
 
@@ -312,7 +312,7 @@ def test_a_figure_that_is_not_finite(published: tuple[Path, Recipe, LGQModel, An
     _, recipe, model, _ = published
     rows = [{**ROW, "psnr": None}]
     best = {"metric": "psnr", "value": None, "step": None}
-    text = card(results(recipe, model, validation=rows, best=best), recipe, has_discriminator=True)
+    text = tokenizer_card(results(recipe, model, validation=rows, best=best), recipe, has_discriminator=True)
     assert "| PSNR | not finite |" in text and "The best" not in text
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.training import save_in_a_loop
 from tests.training.steps import forget_processes
-from training.run_state import Progress, check_recipe, keep_recipe, newest_checkpoint, run_on_main, save_checkpoint
+from training.output import Progress, check_recipe, keep_recipe, newest_checkpoint, run_on_main, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.schedules import learning_rate_factor, ramp, temperature_at
+from training.run_recipe import learning_rate_factor, ramp, temperature_at
 
 RECORDED = json.loads(
     (Path(__file__).parents[1] / "fixtures" / "lgq_official" / "schedules" / "expected.json").read_text()

@@ -7,7 +7,7 @@ import torch
 
 from lgq_hf import LGQConfig, LGQModel
 from tests.training.steps import RUN_MODEL
-from training.start_from import take_over
+from training.initialization import take_over
 
 
 def test_a_network_with_one_more_halving_takes_over_both_halves() -> None:

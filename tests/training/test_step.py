@@ -92,7 +92,7 @@ def _keep_gradients(step: TrainingStep, monkeypatch: pytest.MonkeyPatch) -> dict
         name = "model" if optimizer is step.optimizer else "discriminator"
         kept[name] = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
 
-    monkeypatch.setattr("training.base_step.step_unless", keep)
+    monkeypatch.setattr("training.optimization.step_unless", keep)
     return kept
 
 
@@ -170,7 +170,7 @@ def test_a_decoder_that_learns_alone_leaves_the_tokens(sections: dict[str, Any],
 
 def test_a_decoder_that_learns_alone_learns_from_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = steps.changed(**ALONE, optimizer={"max_grad_norm": 1e9}, discriminator=NO_GAN)
-    monkeypatch.setattr("training.base_step.step_unless", lambda skip, optimizer: None)  # gradients stay
+    monkeypatch.setattr("training.optimization.step_unless", lambda skip, optimizer: None)  # gradients stay
     step = steps.make(recipe, dtype=torch.float64, perceptual=steps.Blur())
     pixels = steps.pictures(torch.float64)[0]
     step([pixels], 0, measure=True)
@@ -202,7 +202,7 @@ def test_an_autoencoder_that_learns_alone_passes_the_codes_by(
         pixels = steps.pictures(torch.float64)[0]
         encoded = model.encode(pixels)  # what validation decodes
         assert torch.equal(encoded.quantized_last_hidden_state, encoded.last_hidden_state)
-    monkeypatch.setattr("training.base_step.step_unless", lambda skip, optimizer: None)  # gradients stay
+    monkeypatch.setattr("training.optimization.step_unless", lambda skip, optimizer: None)  # gradients stay
     step([pixels], len(rows), measure=True)
     decoded = step.model.decode_codes(step.model.latents(pixels)).decoded_pixel_values
     parameters = [*step.model.encoder.parameters(), *step.model.decoder.parameters()]
@@ -299,7 +299,9 @@ def test_a_step_never_waits_for_the_device(precision: str, monkeypatch: pytest.M
     step = steps.make(steps.changed(engine={"mixed_precision": precision}))
     # these two look at values on a CPU alone
     monkeypatch.setattr(step.model, "_check_pixels", lambda pixels: None)
-    monkeypatch.setattr("training.window.count_tokens", lambda tokens, size: torch.zeros(size, dtype=torch.int64))
+    monkeypatch.setattr(
+        "training.optimization.count_tokens", lambda tokens, size: torch.zeros(size, dtype=torch.int64)
+    )
     batches = steps.pictures()
     step([batches[0]], 0)
     with CountWaits() as waits:

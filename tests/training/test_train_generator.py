@@ -17,11 +17,9 @@ from tests.training import generators, launching
 from tests.training.generators import KINDS
 from tests.training.launching import TIMES, assert_same_run, finish, kill_when, rows, stop_after
 from tests.training.steps import forget_processes
-from training.generator_step import GeneratorStep
-from training.log import read_csv
-from training.run_state import newest_checkpoint
+from training.output import newest_checkpoint, read_csv
 from training.token_data import token_batches
-from training.train_generator import main
+from training.train_generator import GeneratorStep, main
 
 WEIGHTS = "transformer/model.safetensors"
 launch = partial(launching.launch, "train_generator")

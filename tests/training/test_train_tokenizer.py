@@ -24,9 +24,8 @@ from lgq_hf import LGQImageProcessor, LGQModel, LGQTokenizer
 from tests.training import launching
 from tests.training.launching import ROOT, TIMES, assert_same_run, finish, kill_when, rows, stop_after
 from tests.training.steps import forget_processes
-from training.log import read_csv
+from training.output import newest_checkpoint, read_csv
 from training.recipe import read_recipe
-from training.run_state import newest_checkpoint
 from training.train_tokenizer import TokenizerRun, main
 
 WEIGHTS = ("model.safetensors", "discriminator.safetensors")

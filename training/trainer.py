@@ -1,14 +1,19 @@
-"""The way of every run, whatever it trains: output folder, checkpoints, rows of the log, validation, the end.
+"""The loop of every run, whatever it trains: launch, steps, checkpoints, rows of the log, validation, the end.
 
-What a run is about stands in a subclass of [`Run`].
-"""
+What a run is about stands in a subclass of [`Run`]."""
 
+import argparse
+import json
+import logging
+import os
 import shutil
 import signal
+import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -17,16 +22,26 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
-from lgq_hf.files import atomic_folder
+from lgq_hf.files import atomic_file, atomic_folder
 from lgq_hf.hub import prepare
 from lgq_hf.provenance import provenance
-from training.base_step import BaseStep
-from training.launch import check_launch, end_with_the_launcher
-from training.log import Clock, RunLog, check_tracker, read_csv
-from training.not_finite import stop_if_not_finite
-from training.recipe_file import AnyRecipe, flat
-from training.run_state import Progress, check_recipe, keep_recipe, run_on_main, save_checkpoint, shared_checkpoint
+from training.optimization import BaseStep
+from training.output import (
+    Clock,
+    Progress,
+    RunLog,
+    check_recipe,
+    check_tracker,
+    keep_recipe,
+    read_csv,
+    run_on_main,
+    save_checkpoint,
+    shared_checkpoint,
+)
+from training.results import push_final
+from training.run_recipe import AnyRecipe, RunRecipe, flat
 
 ASK_EVERY = 10  # steps after which several processes ask each other whether one of them was told to end
 
@@ -166,7 +181,6 @@ class Run(ABC, Generic[AnyRecipe]):
             self.accelerator, self.output, progress.step, recipe.max_steps, flat(recipe), postfix=self.postfix
         )
         previous = signal.signal(signal.SIGTERM, self._on_terminate)
-        end_with_the_launcher()
         recent: deque[tuple[int, list[str]]] = deque(maxlen=recipe.report.log_every + 1)
         batches = self.batches(start=progress.pictures, num_workers=recipe.data.num_workers)
         clock, window_start = Clock(self.samples), progress.step
@@ -277,3 +291,96 @@ class Run(ABC, Generic[AnyRecipe]):
             "best": {"metric": self.best_metric, "value": progress.best, "step": progress.best_step},
             "last_row": read_csv(self.output / "training.csv")[-1],
         }
+
+
+def check_launch(accelerator: Accelerator, recipe: RunRecipe) -> None:
+    """Refuses what `accelerate launch` can be told and a run would not do.
+
+    Raises:
+        ValueError: naming what it was told, and the recipe's field for it.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes != accelerator.num_processes:
+        raise ValueError(
+            f"launched in {processes} processes, of which accelerate makes {accelerator.num_processes}: on "
+            "CPUs set ACCELERATE_USE_CPU=true"
+        )
+    if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ValueError(f"{accelerator.distributed_type} is not supported: choose multi-GPU (DDP)")
+    told = {
+        "ACCELERATE_MIXED_PRECISION": ("no", recipe.engine.mixed_precision, "engine.mixed_precision"),
+        "ACCELERATE_DYNAMO_BACKEND": ("no", "no", "engine.compile"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "1", "engine.micro_batch_size"),
+    }
+    for name, (default, wanted, field) in told.items():
+        value = os.environ.get(name, default).lower()
+        if value not in (default, wanted):
+            raise ValueError(f"accelerate was launched with {name}={value}: say so in the recipe, by {field}")
+
+
+def stop_if_not_finite(step: BaseStep, recent: Iterable[tuple[int, list[str]]], output: Path, samples: str) -> None:
+    """Looks at the device, and ends a run that cannot go on.
+
+    Args:
+        recent: (number, names of the samples) of the last steps of this process, the newest last.
+        output: where a file lists the samples of the step that failed.
+        samples: what they are called.
+
+    Raises:
+        FloatingPointError: naming the step, and the file.
+    """
+    scaler, failed = step.scaler, step.failure()
+    if failed is None and not (scaler.is_enabled() and scaler.get_scale() < 1):
+        return
+    names = dict(recent)
+    number = list(names)[-1] if failed is None else failed
+    dump = output / f"not-finite-step-{number:08d}-process-{step.accelerator.process_index}.json"
+    with atomic_file(dump) as temporary:
+        temporary.write_text(json.dumps({"step": number, samples: names.get(number, [])}, indent=1) + "\n")
+    what = "loss or gradient is not finite" if failed is not None else "gradients overflow fp16 at every scale"
+    raise FloatingPointError(
+        f"{what} at step {number}, which was not taken; its {samples} are listed in {dump}. The run can go on from "
+        f"its last checkpoint with a lower optimizer.learning_rate or another engine.mixed_precision (--allow-change)"
+    )
+
+
+TERMINATED = 143  # 128 + SIGTERM, as a shell would say
+
+
+def call(
+    kind: type[Run[Any]],
+    read: Callable[[str, list[str]], Any],
+    description: str | None,
+    arguments: list[str] | None,
+) -> None:
+    """Reads the command line and carries out what it asks for.
+
+    Args:
+        kind: of the run.
+        read: makes its recipe of a file and overrides.
+        description: for `--help`.
+        arguments: `None`: those of the process.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="recipe, a YAML file")
+    parser.add_argument(
+        "--allow-change", nargs="+", default=[], metavar="NAME", help="fields in which a resumed run may differ"
+    )
+    parser.add_argument("--push_to_hub", metavar="REPO", help="short for report.push_to_hub=REPO")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a value of the recipe")
+    parsed = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of each file of each checkpoint
+    transformers_logging.disable_progress_bar()  # one for each model that is saved
+    # accelerate names it to DDP whatever it is
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+    published_in = [f"report.push_to_hub={parsed.push_to_hub}"] if parsed.push_to_hub else []
+    run = kind(read(parsed.config, [*parsed.overrides, *published_in]), allow_change=parsed.allow_change)
+    try:
+        final = run.train()
+        run.accelerator.print(final)
+        if run.recipe.report.push_to_hub and run.accelerator.is_main_process:
+            push_final(final, run.recipe.report)  # the others have ended: none waits for an upload
+    except Terminated:
+        run.accelerator.print(f"stopped by SIGTERM at step {run.progress.step}; the same command goes on from there")
+        sys.exit(TERMINATED)

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel, LGQTokenizer
-from training import embed as module
-from training.embed import embed, keep_records
+from model_cards import embed as module
+from model_cards.embed import embed, keep_records
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Puts a finished run's model where it is released, without the code that checkpoints carry elsewhere, and its logs.
 
-    python -m training.embed runs/lgq_tiny/final lgq_hf/pretrained/lgq-tiny --dtype float16
-    python -m training.embed runs/lgq_16k_stage1/final model_cards/lgq-16k --dtype float16 --max-shard-size 15MB
-    python -m training.embed runs/lgq_tiny_stage1/final lgq-tiny-stage1 --records-only
+    python -m model_cards.embed runs/lgq_tiny/final lgq_hf/pretrained/lgq-tiny --dtype float16
+    python -m model_cards.embed runs/lgq_16k_stage1/final model_cards/lgq-16k --dtype float16 --max-shard-size 15MB
+    python -m model_cards.embed runs/lgq_tiny_stage1/final lgq-tiny-stage1 --records-only
 
 Records go to benchmarks/results/<name>_training.json (what was run, on what, how it went) and, of each step and each
 validation, to <name>_training.csv and <name>_validation.csv there, where the name is the folder's with `_` for `-`.
