@@ -45,11 +45,6 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _fsync_within(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _fsync(path)
-
-
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; when the block ends without an error, it replaces `path` at once."""
@@ -65,70 +60,42 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where `atomic_folder` and `new_folder` let a folder grow, for other processes that write into it."""
+    """Where `atomic_folder` lets a folder grow, for other processes that write into it."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
-def _growing(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path`, which is gone where the block fails."""
-    temporary = temporary_name(path)
+def atomic_folder(path: str | Path, *, new: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; when the block ends without an error, it becomes `path`.
+
+    A folder that was at `path` is replaced as a whole; with `new` only an empty one, and OSError where something was
+    put there in the meantime, which stays.
+    """
+    path = Path(path).resolve()  # through a link, what it leads to is replaced
+    old, temporary = path.with_name(f".{path.name}.old"), temporary_name(path)
+    if not new:
+        if old.exists() and not path.exists():
+            old.rename(path)  # a kill fell between the two renames below
+        shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        for inside in temporary.rglob("*"):
+            _fsync(inside)
+        if new and path.exists():
+            path.rmdir()
+        elif path.exists():
+            path.rename(old)
+        temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not new and old.exists() and not path.exists():
+            old.rename(path)
         raise
-
-
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; when the block ends without an error, it becomes `path`.
-
-    A folder that was at `path` is replaced as a whole.
-    """
-    path = Path(path).resolve()  # through a link, what it leads to is replaced
-    old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
-        old.rename(path)  # a kill fell between the two renames below
-    shutil.rmtree(old, ignore_errors=True)
-    with _growing(path) as temporary:
-        yield temporary
-        _fsync_within(temporary)
-        try:
-            if path.exists():
-                path.rename(old)
-            temporary.rename(path)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            raise
     _fsync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """As `atomic_folder`, for a `path` where nothing is, or an empty folder: nothing else is replaced.
-
-    Raises:
-        OSError: something was put there in the meantime, or the folder is a mount point; what is there stays.
-    """
-    path = Path(path).resolve()
-    with _growing(path) as temporary:
-        yield temporary
-        _fsync_within(temporary)
-        try:
-            if path.exists():
-                path.rmdir()
-            temporary.rename(path)
-        except OSError as error:
-            raise OSError(
-                f"{path} was not there or empty, and cannot be replaced now: {error.strerror}. What is there stays, "
-                "nothing was written; take another name"
-            ) from error
-    _fsync(path.parent)
+    if not new:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 __all__ = [
@@ -136,7 +103,6 @@ __all__ = [
     "atomic_folder",
     "canonical_sha256",
     "file_sha256",
-    "new_folder",
     "one_line",
     "temporary_name",
 ]

@@ -4,9 +4,14 @@ What is written is checked before it is there: the files are loaded again and ru
 batch sizes. Shapes: B images, H W pixels, f downsampling factor, h = H / f and w = W / f, N = B*h*w, K codes.
 """
 
+import importlib
 import json
+import logging
 import os
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +23,13 @@ from torch.export import Dim, ExportedProgram
 from lgq_hf import LGQImageProcessor, LGQModel
 from lgq_hf.checkpoint.loading import fingerprint
 from lgq_hf.export.check import check_parity
-from lgq_hf.export.programs import OPSET, name_axes, session, to_onnx
 from lgq_hf.export.static_model import StaticDecoder, StaticEncoder
-from lgq_hf.files import new_folder
+from lgq_hf.files import atomic_folder
 from lgq_hf.metrics.extras import import_extra
 from lgq_hf.provenance import versions
 
 FACTS = "export.json"
+OPSET = 18  # what torch's own translations are written in
 AXES = ("batch", "grid_height", "grid_width")
 SMALLEST_GRID = 2  # torch.export assumes that a size that may change is not 1
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -77,17 +82,17 @@ def export_onnx(model: LGQModel, processor: LGQImageProcessor, folder: str | Pat
     def write(target: Path) -> tuple[Callable[..., Any], Callable[..., Any]]:
         encoder = to_onnx(_trace_encoder(model, with_rows=True), ["image_tokens", "latents"])
         decoder = to_onnx(_trace_decoder(model), ["decoded_pixel_values"])
-        name_axes(encoder.model, encoder.model.graph.outputs[0], AXES)
-        name_axes(decoder.model, decoder.model.graph.inputs[0], AXES)
+        _name_axes(encoder.model, encoder.model.graph.outputs[0], AXES)
+        _name_axes(decoder.model, decoder.model.graph.inputs[0], AXES)
         encoder.model.graph.outputs.pop()  # the check alone looks at the latents, in a copy
         encoder.save(target / "encoder.onnx")
         decoder.save(target / "decoder.onnx")
-        tokens_of, decode = (session(runtime, target / f"{name}.onnx") for name in ("encoder", "decoder"))
+        tokens_of, decode = (_session(runtime, target / f"{name}.onnx") for name in ("encoder", "decoder"))
         probe = onnx.load(target / "encoder.onnx", load_external_data=False)
         shape = [None, model.config.quantizer_dim]
         probe.graph.output.append(onnx.helper.make_tensor_value_info("latents", onnx.TensorProto.FLOAT, shape))
         onnx.save(probe, target / "probe.onnx")
-        latents_of = session(runtime, target / "probe.onnx")
+        latents_of = _session(runtime, target / "probe.onnx")
         (target / "probe.onnx").unlink()
         return lambda pixels: (tokens_of(pixels)[0], latents_of(pixels)[1]), lambda tokens: decode(tokens)[0]
 
@@ -111,17 +116,13 @@ def export_pt2(model: LGQModel, processor: LGQImageProcessor, folder: str | Path
 
 
 def check_output(folder: Path) -> None:
-    """Refuses a folder that holds something or cannot be replaced by another, and a file (`ValueError`)."""
+    """Refuses what is neither new nor an empty folder that another can take the place of (`ValueError`)."""
     if not folder.exists():
         return
     if not folder.is_dir() or any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not an empty folder: take another name, nothing is replaced")
-    current, mounted = folder.samefile("."), os.path.ismount(folder.resolve())
-    if current or mounted:
-        raise ValueError(
-            f"{folder} is {'the current directory' if current else 'a mount point'}, and what is written takes the "
-            f"place of an empty folder: name one inside it, such as {folder / 'exported'}"
-        )
+    if folder.samefile(".") or os.path.ismount(folder.resolve()):
+        raise ValueError(f"{folder} is the current directory or a mount point: name a folder inside it")
 
 
 def _trace_encoder(model: LGQModel, *, with_rows: bool = False) -> ExportedProgram:
@@ -182,7 +183,7 @@ def _write(
     batch, height, width = AXES
     pixels = {"dtype": "float32", "shape": [batch, config.in_channels, f"{factor}*{height}", f"{factor}*{width}"]}
     tokens = {"dtype": "int64", "shape": [batch, height, width, *groups], "below": config.codebook_size}
-    with new_folder(folder) as target:
+    with atomic_folder(folder, new=True) as target:
         encode, decode = write(target)
         facts = {
             "format": kind,
@@ -199,6 +200,87 @@ def _write(
         processor.to_json_file(target / "preprocessor_config.json")
         (target / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
+
+
+def to_onnx(program: ExportedProgram, outputs: list[str]) -> Any:
+    """A program of one input as a `torch.onnx.ONNXProgram`, whose outputs have these names."""
+    table = _translations()
+    with torch.no_grad(), _quiet():
+        return torch.onnx.export(
+            program, (), verbose=False, opset_version=OPSET, output_names=outputs, custom_translation_table=table
+        )
+
+
+def _translations() -> dict[Any, Callable]:
+    """ONNX for operators that the exporter does not know, or knows in a form that is not exact enough."""
+    op = importlib.import_module("onnxscript").opset18
+
+    def mean(x: Any, groups: int) -> Any:
+        """(B, D, H, W) -> (B, D, 1, 1): means of groups of channels."""
+        channels = op.ReduceMean(op.ReduceMean(x, [3], keepdims=1), [2], keepdims=1)
+        grouped = op.Reshape(channels, [0, groups, -1])
+        return op.Reshape(op.Expand(op.ReduceMean(grouped, [2], keepdims=1), op.Shape(grouped)), op.Shape(channels))
+
+    # By means over rows, columns and channels: ONNX Runtime's own norm (1.32) adds up all of a group in fp32, one
+    # after another, and with a picture of a megapixel two tokens of a thousand change.
+    def group_norm(
+        x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
+    ) -> Any:
+        centred = op.Sub(x, mean(x, groups))
+        scale = op.Reciprocal(op.Sqrt(op.Add(mean(op.Mul(centred, centred), groups), eps)))
+        if weight is None or bias is None:
+            return op.Mul(centred, scale)
+        weight, bias = (op.Reshape(v, [-1, 1, 1]) for v in (weight, bias))
+        return op.Add(op.Mul(centred, op.Mul(scale, weight)), bias)
+
+    aten = torch.ops.aten
+    return {
+        aten.group_norm.default: group_norm,
+        aten.__lshift__.Tensor: lambda number, bits: op.Mul(number, op.Pow(2, bits)),
+        # tokens are not negative
+        aten.__rshift__.Tensor: lambda number, bits: op.Div(number, op.Pow(2, bits)),
+    }
+
+
+def _name_axes(model: Any, tokens: Any, axes: Sequence[str]) -> None:
+    """Gives the dimensions of `tokens` (B, h, w, ...), an input or output, these names wherever they occur.
+
+    Also drops what the exporter notes of each node, such as paths on this machine.
+    """
+    names = {str(dim.value): axis for dim, axis in zip(tokens.shape, axes, strict=False)}
+    symbols = re.compile(rf"\b({'|'.join(names)})\b")
+    for node in model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    for value in values:
+        for place, dim in enumerate(value.shape or ()):
+            if isinstance(getattr(dim, "value", None), str):
+                value.shape[place] = symbols.sub(lambda found: names[found[0]], dim.value)
+
+
+def _session(runtime: Any, path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """A function of the input's tensor that runs a file with `runtime`, the module onnxruntime, on a CPU."""
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4  # small inputs, and errors are asked for
+    loaded = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (name,) = (value.name for value in loaded.get_inputs())
+    return lambda tensor: [torch.from_numpy(array) for array in loaded.run(None, {name: tensor.numpy()})]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's remarks on packages that are not installed, and on itself, off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 __all__ = ["AXES", "FACTS", "SMALLEST_GRID", "check_output", "export_onnx", "export_programs", "export_pt2"]

@@ -114,7 +114,7 @@ def _search(quantizer: Quantizer) -> nn.Module:
         return _Rounding(quantizer)
     raise ValueError(
         f"a {type(quantizer).__name__} cannot be exported: its search for tokens has no form without branches on "
-        "values. Add one to lgq_hf/static_model.py"
+        "values. Add one to lgq_hf/export/static_model.py"
     )
 
 

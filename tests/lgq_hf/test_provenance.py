@@ -28,12 +28,6 @@ def test_changes_that_are_not_committed_are_named(tmp_path: Path, monkeypatch: p
     (tmp_path / "benchmarks" / "results").mkdir()
     (tmp_path / "benchmarks" / "results" / "numbers.json").write_text("{}")  # a result is no code
     assert provenance.provenance()["commit"] == commit
-    (tmp_path / "training" / "recipes").mkdir()
-    recipe = tmp_path / "training" / "recipes" / "some.yaml"
-    recipe.write_text("max_steps: 1")  # what a run is started with
-    assert provenance.provenance()["commit"] == f"{commit}+changes"
-    recipe.unlink()
-    assert provenance.provenance()["commit"] == commit
     (tmp_path / "lgq_hf" / "code.py").write_text("a = 2\n")
     assert provenance.provenance()["commit"] == f"{commit}+changes"
 
@@ -42,19 +36,7 @@ def test_copy_without_history_states_its_commit(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "benchmarks").mkdir()
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "benchmarks" / "code.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(RuntimeError, match="set LGQ_COMMIT to the commit that this is a copy of"):
+    with pytest.raises(RuntimeError, match="LGQ_COMMIT"):
         provenance.provenance()
     monkeypatch.setenv("LGQ_COMMIT", "0123456")
     assert provenance.provenance()["commit"] == "0123456"
-
-
-def test_what_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(name: str) -> str:
-        if name != "numpy":
-            raise provenance.metadata.PackageNotFoundError(name)
-        return "2.0"
-
-    monkeypatch.setenv("LGQ_COMMIT", "0123456")
-    monkeypatch.setattr(provenance.metadata, "version", version)
-    versions = provenance.provenance()["versions"]
-    assert (versions["numpy"], versions["triton"]) == ("2.0", None)

@@ -1,7 +1,6 @@
 """Exported programs give the model's tokens and pixels, for batches and sizes that they were not traced with."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,7 @@ from lgq_hf.cli.main import main
 from lgq_hf.export import onnx as exporting
 from lgq_hf.export import static_model
 from lgq_hf.export.check import ExportError, check_parity
-from lgq_hf.export.onnx import check_output, export_onnx, export_programs, export_pt2
-from lgq_hf.export.programs import to_onnx
+from lgq_hf.export.onnx import check_output, export_onnx, export_programs, export_pt2, to_onnx
 from lgq_hf.export.static_model import NO_TOKEN, StaticEncoder
 from lgq_hf.tokenizer.quantizer_base import Quantizer
 
@@ -139,6 +137,7 @@ def test_every_search_is_exact_in_onnx_runtime(build_model: Build, tmp_path: Pat
         assert torch.equal(found[f"codes_{name}"], quantizer.lookup_rows(tokens)), name
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_group_norms_of_large_pictures_keep_their_digits(tmp_path: Path) -> None:
     norm = torch.nn.GroupNorm(2, 4)
@@ -174,69 +173,37 @@ def test_programs_of_torch(build_model: Build, make_pixels: Build) -> None:
             encode(torch.zeros(1, 3, *size))
 
 
-def test_what_cannot_be_exported_is_refused(build_model: Build, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused(
+    build_model: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build_model("fsq")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     (tmp_path / "file").write_text("keep")
     for taken in ("full", "file"):
-        with pytest.raises(ValueError, match=f"{taken} exists and is not an empty folder: take another name"):
+        with pytest.raises(ValueError, match=f"{taken} exists and is not an empty folder"):
             export_pt2(model, processor_of(model), tmp_path / taken)
     with pytest.raises(ValueError, match="pads to multiples of 2, the model needs multiples of 4"):
         export_onnx(model, LGQImageProcessor(pad_to_multiple_of=2), tmp_path / "a")
-    with pytest.raises(ValueError, match=r"float32 weights, got \['torch.bfloat16'\]: load .* dtype=torch.float32"):
-        export_programs(build_model("fsq").to(torch.bfloat16))
-    with pytest.raises(ValueError, match="in evaluation mode, .* call model.eval()"):
-        export_programs(build_model("fsq").train())
-    with pytest.raises(ValueError, match=r"on the CPU, got \['meta'\]: move it with model.to\('cpu'\)"):
-        export_programs(build_model("fsq").to("meta"))
-    with pytest.raises(
-        TypeError, match="expected a model of lgq_hf, got torch.nn.modules.linear.Linear: load it with"
+    for other, message in (
+        (build_model("fsq").to(torch.bfloat16), "torch.bfloat16"),
+        (build_model("fsq").train(), "evaluation mode"),
+        (build_model("fsq").to("meta"), "meta"),
     ):
+        with pytest.raises(ValueError, match=message):
+            export_programs(other)
+    with pytest.raises(TypeError, match="torch.nn.modules.linear.Linear"):
         export_programs(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match=r"onnxscript, .* 'lgq_hf\[export\]'"):
+        export_onnx(model, processor_of(model), tmp_path / "a")
     assert {path.name for path in tmp_path.rglob("*")} == {"full", "mine.txt", "file"}
-
-
-def test_folders_that_cannot_be_replaced_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside = "place of an empty folder: name one inside it, such as"
     (tmp_path / "empty").mkdir()
-    (tmp_path / "link").symlink_to("empty")
     check_output(tmp_path / "empty")
     check_output(tmp_path / "new" / "deeper")
-    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "empty")
-    for name in ("empty", "link"):
-        with pytest.raises(ValueError, match=f"{name} is a mount point, .*{inside} .*{name}/exported"):
-            check_output(tmp_path / name)
-    monkeypatch.undo()
     monkeypatch.chdir(tmp_path / "empty")
-    for name in (Path(), tmp_path / "empty", tmp_path / "link"):
-        with pytest.raises(ValueError, match=f"is the current directory, .*{inside}"):
-            check_output(name)
-    assert (tmp_path / "empty").is_dir()
-
-
-def test_files_that_come_meanwhile_stay(build_model: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def comes_meanwhile(*_: Any) -> dict[str, Any]:
-        (tmp_path / "out" / "mine.txt").write_text("keep")
-        return {}
-
-    model = build_model("fsq", channel_multiplier=[1, 1], bottleneck_attention=False)
-    (tmp_path / "out").mkdir()
-    monkeypatch.setattr(exporting, "check_parity", comes_meanwhile)
-    with pytest.raises(OSError, match="out was not there or empty, and cannot be replaced now: Directory not empty"):
-        export_pt2(model, processor_of(model), tmp_path / "out")
-    assert {path.name for path in tmp_path.rglob("*")} == {"out", "mine.txt"}
-
-
-@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_names_the_extra(
-    build_model: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    model = build_model("fsq")
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"export to ONNX needs .* {package}, .* 'lgq_hf\[export\]'"):
-        export_onnx(model, processor_of(model), tmp_path / "a")
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="is the current directory"):
+        check_output(Path())
 
 
 def test_what_fails_the_check_is_not_written(
