@@ -50,24 +50,18 @@ def test_classes_have_the_shares_of_their_folders(
     assert class_counts(pipe, source(**folders), num) == (expected, "as the real pictures' folders")
 
 
-def test_folders_are_numbered_where_classes_have_no_names(source: Callable[..., Any]) -> None:
-    pictures = source(zebra=1, ape=2, bee=1)
-    assert class_counts(small_pipeline("masked"), pictures, 4)[0] == [(0, 2), (1, 1), (2, 1)]
-    with pytest.raises(ValueError, match="the folder 'ape' in .* is no class of the pipeline, which has 4 without na"):
-        class_counts(small_pipeline("masked", num_classes=4), pictures, 4)
-
-
 def test_without_folders_classes_are_even(source: Callable[..., Any]) -> None:
     pictures = source(3)
     assert class_counts(small_pipeline("masked"), pictures, 7) == ([(0, 3), (1, 2), (2, 2)], "even")
     assert class_counts(small_pipeline("masked", num_classes=0), pictures, 7) == ([(None, 7)], "none")
 
 
-def test_a_folder_that_is_no_class_is_refused(source: Callable[..., Any]) -> None:
-    pipe = small_pipeline("masked", id2label=NAMES)
-    said = "the folder 'bat' in .* is no class of the pipeline, which has cat, dog, owl: name folders after classes"
-    with pytest.raises(ValueError, match=said):
-        class_counts(pipe, source(cat=1, bat=1), 4)
+def test_folders_are_numbered_where_classes_have_no_names(source: Callable[..., Any]) -> None:
+    pictures = source(zebra=1, ape=2, bee=1)
+    assert class_counts(small_pipeline("masked"), pictures, 4)[0] == [(0, 2), (1, 1), (2, 1)]
+    for pipe in (small_pipeline("masked", num_classes=4), small_pipeline("masked", id2label=NAMES)):
+        with pytest.raises(ValueError, match="'ape'"):
+            class_counts(pipe, pictures, 4)
 
 
 def drawn(kind: str, classes: list[int | None], **options: Any) -> Tensor:
@@ -111,20 +105,9 @@ def test_bytes_are_rounded_half_to_even() -> None:
     assert to_bytes(torch.tensor([0, 0.5 / 255, 1.5 / 255, 1])).tolist() == [0, 0, 2, 255]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"seed": -1}, "seed: expected 0 or more, got -1"),
-    ],
-)
-def test_refuses(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Draw(**options)
-
-
-def test_steps_are_not_for_token_after_token() -> None:
-    with pytest.raises(
-        ValueError, match="num_inference_steps=5: a LGQAutoregressivePipeline has one step for each to"
-    ):
+def test_what_is_refused() -> None:
+    for options in ({"batch_size": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Draw(**options)
+    with pytest.raises(ValueError, match="num_inference_steps=5: a LGQAutoregressivePipeline"):
         Draw(num_inference_steps=5).options(small_pipeline("autoregressive"))

