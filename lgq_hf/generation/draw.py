@@ -81,10 +81,9 @@ def class_counts(pipe: LGQPipeline, pictures: FolderSource, num: int) -> tuple[l
         if not names and len(folders) == pipe.num_classes:
             names = {name: number for number, name in enumerate(folders)}
         if unknown := [name for name in folders if name not in names]:
-            known = ", ".join(list(names)[:5]) or f"{pipe.num_classes} without names"
             raise ValueError(
-                f"the folder {unknown[0]!r} in {pictures.name} is no class of the pipeline, which has {known}: name "
-                "folders after classes, or put all pictures directly into one folder, and all classes are drawn evenly"
+                f"the folder {unknown[0]!r} in {pictures.name} is no class of the pipeline: name folders after "
+                "classes, or put all pictures directly into one folder, and all classes are drawn evenly"
             )
         for label, count in zip(*np.unique(pictures.labels, return_counts=True), strict=True):
             shares[names[folders[label]]] = count

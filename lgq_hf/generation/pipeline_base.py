@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lgq_hf.checkpoint.loading import CODEBOOK, SHORT, fingerprint
+from lgq_hf.files import one_line
 from lgq_hf.generation.sampling import Generators
 from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
 from lgq_hf.tokenizer.modeling_lgq import LGQModel
@@ -67,30 +68,23 @@ def local_folder(place: str | os.PathLike[str], hub: dict[str, Any]) -> str:
         ValueError: a folder without a pipeline, options of the Hub for a folder, or a repository that cannot be had.
     """
     name = os.fspath(place)
-    if os.path.isdir(name):
-        if told := sorted(hub):
-            raise ValueError(f"{', '.join(told)}: for a repository of the Hub, and {name!r} is a folder; leave it out")
-    elif os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") != 1:
-        raise ValueError(f"no pipeline at {name!r}: no such folder")
-    else:
+    if not os.path.isdir(name):
         try:
             name = snapshot_download(name, allow_patterns=[INDEX, "*/*.json", "*/*.safetensors"], **hub)
         except (OSError, ValueError, HfHubHTTPError) as error:  # the client's own errors are of these kinds
-            reason = " ".join(str(error).split())
             raise ValueError(
-                f"no folder {name!r}, and no such repository can be had from the Hub: {reason}"
+                f"no folder {name!r}, and no such repository can be had from the Hub: {one_line(error)}"
             ) from error
+    elif hub:
+        raise ValueError(f"{', '.join(hub)}: for a repository of the Hub, and {name!r} is a folder; leave it out")
     if not os.path.isfile(os.path.join(name, INDEX)):
         raise ValueError(f"no pipeline in {os.fspath(place)!r}: it has no {INDEX}, which save_pretrained writes")
     return name
 
 
 def class_name(folder: str) -> str:
-    """Of the pipeline in a folder; `ValueError` where its index does not tell."""
-    try:
-        return str(json.loads(Path(folder, INDEX).read_text(encoding="utf-8"))["_class_name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{INDEX} in {folder!r} is damaged: {type(error).__name__} {error}") from error
+    """Of the pipeline in a folder; `ValueError` where its index is no JSON."""
+    return str(json.loads(Path(folder, INDEX).read_text(encoding="utf-8")).get("_class_name"))
 
 
 class LGQPipeline(DiffusionPipeline):
@@ -195,22 +189,17 @@ class LGQPipeline(DiffusionPipeline):
     def _class_number(self, label: Any) -> int:
         if label is None:
             return self.num_classes
-        names = self.id2label
         if isinstance(label, str):
-            found = [number for number, name in names.items() if name == label]
+            found = [number for number, name in self.id2label.items() if name == label]
             if len(found) != 1:
-                known = ", ".join([*names.values()][:_LISTED]) or "none: this pipeline has no names"
-                more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-                what = f"{len(found)} classes are called" if found else "no class is called"
-                raise ValueError(f"{what} {label!r}; there are {known}{more}")
+                known = ", ".join([*self.id2label.values()][:_LISTED]) or "none with a name"
+                raise ValueError(f"{len(found)} classes are called {label!r}; the first of all classes are: {known}")
             return found[0]
         if isinstance(label, bool) or not isinstance(label, SupportsIndex):
             raise TypeError(f"expected classes as whole numbers, names or None, got {label!r}")
         number = operator.index(label)
         if not 0 <= number < self.num_classes:
-            if not self.num_classes:
-                raise ValueError(f"class {number}: this generator was trained without classes, leave them out")
-            raise ValueError(f"class {number}: expected 0 to {self.num_classes - 1}, or None for no class")
+            raise ValueError(f"class {number}: expected one of {self.num_classes} classes from 0 on, or None for none")
         return number
 
     def _check_sampling(
@@ -224,8 +213,9 @@ class LGQPipeline(DiffusionPipeline):
         tensor_inputs: Sequence[str],
     ) -> None:
         """Refuses options out of range, guidance where no picture has a class, and networks in training mode."""
-        if training := [name for name in ("transformer", "vqvae") if getattr(self, name).training]:
-            raise ValueError(f"{training[0]} is in training mode: call pipe.{training[0]}.eval() first")
+        for name in ("transformer", "vqvae"):
+            if getattr(self, name).training:
+                raise ValueError(f"{name} is in training mode: call pipe.{name}.eval() first")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type: expected one of {list(OUTPUT_TYPES)}, got {output_type!r}")
         if not 0 <= temperature < float("inf"):

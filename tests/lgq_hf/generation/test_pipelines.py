@@ -184,7 +184,7 @@ def test_what_is_no_pipeline(kind: str, tmp_path: Path, monkeypatch: pytest.Monk
             load(tmp_path, revision="main")
         with pytest.raises(ValueError, match="'runs/typo'"):
             load("runs/typo", cache_dir=tmp_path)
-    for content, message in (("{}", "model_index.json"), ("{", "model_index.json"), (_OTHERS, "StableDiffusion")):
+    for content, message in (("{}", "holds a None"), ("{", "Expecting"), (_OTHERS, "StableDiffusion")):
         (tmp_path / "model_index.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             load_pipeline(tmp_path)
