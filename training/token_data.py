@@ -139,8 +139,8 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
     source = asdict(manifest)["source"]
     return {
         "source": {name: source[name] for name in ("kind", "name", "split", "sha256")},
-        "pictures": manifest.counts.pictures,
-        "rows": manifest.counts.rows,
+        "pictures": manifest.counts["pictures"],
+        "rows": manifest.counts["rows"],
         "size": manifest.size,
         "manifest_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
