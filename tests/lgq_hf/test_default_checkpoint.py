@@ -37,38 +37,18 @@ def test_it_is_small_and_complete() -> None:
     assert sum(files.values()) <= 15e6
 
 
-@pytest.mark.parametrize("kind", ["one pixel wide", "one pixel", "cmyk"])
-def test_reconstruct_works_on_odd_pictures(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    photograph = photographs.load("coffee.png")
-    if kind == "cmyk":
-        photograph.convert("CMYK").save(tmp_path / "in.jpg")
-    else:
-        size = (1, 256) if kind == "one pixel wide" else (1, 1)
-        photograph.crop((0, 0, *size)).save(tmp_path / "in.jpg")
-    assert main(["reconstruct", str(tmp_path / "in.jpg"), "-o", str(tmp_path / "out.png")]) == 0
-    assert "PSNR" in capsys.readouterr().out
-    assert (tmp_path / "out.png").is_file()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "height", "narrow"), [(4000, 3000, True), (796, 598, False)])
-def test_reconstruct_works_on_large_pictures(
-    width: int, height: int, narrow: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_reconstruct_works_on_large_pictures(tmp_path: Path) -> None:
     """Twelve megapixels by a net of few channels, for the time it takes, with the checkpoint's grid and codes."""
-    photographs.load("coffee.png").resize((width, height)).save(tmp_path / "in.jpg")
-    arguments = ["reconstruct", str(tmp_path / "in.jpg"), "-o", str(tmp_path / "out.png")]
-    if narrow:
-        few = {"base_channels": 4, "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "latent_channels": 16}
-        config = LGQConfig(**{**LGQConfig.from_pretrained(default_checkpoint()).to_diff_dict(), **few})
-        assert (config.spatial_downsample_factor, config.code_dim) == (8, 8) and config.codebook_size >= 4096
-        LGQModel(config).save_pretrained(tmp_path / "model")
-        LGQImageProcessor.from_pretrained(default_checkpoint()).save_pretrained(tmp_path / "model")
-        arguments += ["--model", str(tmp_path / "model")]
-    assert main(arguments) == 0
-    assert f"{width} x {height} px" in capsys.readouterr().out
+    photographs.load("coffee.png").resize((4000, 3000)).save(tmp_path / "in.jpg")
+    few = {"base_channels": 4, "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "latent_channels": 16}
+    config = LGQConfig(**{**LGQConfig.from_pretrained(default_checkpoint()).to_diff_dict(), **few})
+    LGQModel(config).save_pretrained(tmp_path / "model")
+    LGQImageProcessor.from_pretrained(default_checkpoint()).save_pretrained(tmp_path / "model")
+    words = ["reconstruct", str(tmp_path / "in.jpg"), "-o", str(tmp_path / "out.png")]
+    assert main([*words, "--model", str(tmp_path / "model")]) == 0
     with Image.open(tmp_path / "out.png") as sheet:
-        assert sheet.width > 2 * width and sheet.height > height
+        assert sheet.width > 2 * 4000 and sheet.height > 3000
 
 
 def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,11 +60,6 @@ def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monkey
     exec(snippet, names)
     assert names["picture"].size == (250, 199)
     assert names["tokens"].shape == (1, 25, 32)
-
-
-def test_its_config_names_no_code_of_a_checkpoint_that_has_none() -> None:
-    for name in ("config.json", "preprocessor_config.json"):
-        assert "auto_map" not in (default_checkpoint() / name).read_text()
 
 
 def test_a_copy_of_it_carries_its_code(tmp_path: Path) -> None:

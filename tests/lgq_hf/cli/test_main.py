@@ -16,7 +16,6 @@ from lgq_hf.cli import token_file
 from lgq_hf.cli.main import main
 
 Lgq = Callable[..., Any]
-PACKAGE = Path(lgq_hf.__file__).parent
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,20 +40,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("usage: lgq")
-
-
-def test_arguments_are_read_without_torch() -> None:
-    # the package itself registers its classes with transformers when it is imported; here an empty one stands in
-    code = f"""
-import sys, types
-package = types.ModuleType("lgq_hf")
-package.__path__ = [{str(PACKAGE)!r}]
-sys.modules["lgq_hf"] = package
-from lgq_hf.cli.main import main
-assert main(["encode", "--help"]) == 0
-assert not {{"torch", "transformers", "numpy", "PIL"}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path, lgq: Lgq) -> None:
@@ -86,14 +71,6 @@ def test_the_default_model_is_the_built_in_one(
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     assert main(["encode", str(tmp_path), "-o", str(tmp_path / "t.npz")]) == 0
     assert token_file.read_tokens(tmp_path / "t.npz").model == "tiny"
-
-
-def test_a_device_that_is_not_there(tmp_path: Path, lgq: Lgq, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    result = lgq("encode", tmp_path, "-o", tmp_path / "t.npz", "--device", "cuda")
-    assert result.status == 2
-    assert "--device cuda: torch finds no CUDA device here" in result.err
 
 
 @pytest.fixture

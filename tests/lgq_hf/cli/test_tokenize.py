@@ -64,15 +64,6 @@ def test_a_share_of_the_work(lgq: Callable[..., Any], folder: Path, tmp_path: Pa
     assert "3 pictures, 3 rows of 8 x 8 tokens in 3 files" in second.out
 
 
-def test_mixed_sizes(lgq: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
-    words = ("tokenize", folder, "-o", tmp_path / "tokens")
-    refused = lgq(*words)
-    assert refused.status == 2
-    assert "people/b.png has 256 x 256 pixels (height x width), the first picture 150 x 203" in refused.err
-    result = lgq(*words, "--mixed-sizes")
-    assert "3 pictures, 3 rows of different numbers of tokens in 1 files" in result.out
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
