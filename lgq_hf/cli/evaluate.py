@@ -6,8 +6,8 @@ from typing import Any
 
 from lgq_hf.checkpoint.loading import SHORT, load_checkpoint
 from lgq_hf.evaluation import Settings, evaluate_tokenizer
-from lgq_hf.evaluation.grid import draw_extremes
-from lgq_hf.evaluation.naming import FRECHET, RFID, frechet_label
+from lgq_hf.evaluation.settings import FRECHET, RFID, frechet_label
+from lgq_hf.evaluation.tokenizers import draw_extremes
 from lgq_hf.images.sources import open_source
 from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.extractors import build_extractor

@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
         OSError: the output cannot be written.
         ModuleNotFoundError: without diffusers, naming the extra.
     """
-    from lgq_hf.cost import Clock
     from lgq_hf.generation.draw import draw_pictures
+    from lgq_hf.runtime import Clock
 
     output = Path(args.output)
     check_output_file(output, ".png")

@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
 from lgq_hf.checkpoint.loading import fingerprint
-from lgq_hf.cost import Clock
-from lgq_hf.evaluation.held_out import held_out_bits
+from lgq_hf.evaluation.likelihood import held_out_bits
 from lgq_hf.generation.draw import Draw, class_counts, draw_pictures, to_bytes
 from lgq_hf.generation.pipeline_base import LGQPipeline
 from lgq_hf.images.sources import FolderSource
@@ -28,6 +27,7 @@ from lgq_hf.metrics.extractors import Extractor
 from lgq_hf.metrics.frechet import FeatureStatistics, frechet_distance
 from lgq_hf.metrics.precision_recall import precision_recall
 from lgq_hf.provenance import provenance
+from lgq_hf.runtime import Clock
 
 NEIGHBOURS = 3  # k of precision and recall
 FEWEST = NEIGHBOURS + 1  # pictures on either side

@@ -1,7 +1,6 @@
-"""What is measured, on which pictures, and by which networks.
+"""What is measured, on which images, by which networks, and when a Fréchet distance may be called rFID.
 
-Shapes: B pictures of a batch, H W pixels, M classes.
-"""
+Shapes: B images of a batch, H W pixels, M classes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,33 @@ from torch import Tensor
 from lgq_hf.images.views import Preprocessing
 from lgq_hf.metrics.extractors import Extractor
 from lgq_hf.tokens.engine import ON_ERROR
+
+FID_EXTRACTOR = "inception-2015"
+FID_PICTURES = 50_000
+FRECHET, RFID = "frechet_distance", "rfid"
+
+
+def frechet_key(extractor: str, pictures: int, reference: bool = True) -> str:
+    """What the Fréchet distance of reconstructions and originals is called in a result.
+
+    Args:
+        extractor: the name of the network that made the features.
+        pictures: how many different pictures were compared; several crops of one picture count once.
+        reference: whether its weights are those that everybody uses.
+
+    Returns:
+        "rfid" for the features of Heusel et al. 2017 ("inception-2015") on 50,000 pictures or more, else
+        "frechet_distance".
+    """
+    return RFID if extractor == FID_EXTRACTOR and pictures >= FID_PICTURES and reference else FRECHET
+
+
+def frechet_label(key: str, extractor: str, pictures: int) -> str:
+    """That name for people, with what the number depends on; `key` as `frechet_key` gives it."""
+    if key == RFID:
+        return f"rFID ({extractor}, {pictures:,} pictures)"
+    return f"Fréchet distance of {extractor} features ({pictures:,} pictures; not rFID)"
+
 
 EMA = ("yes", "no", "unknown")
 Watch = Callable[[int, int], None]
@@ -89,6 +115,3 @@ class Networks:
     perceptual: Distance | None = None
     classifier: Classifier | None = None
     lpips: Distance | None = None
-
-
-__all__ = ["EMA", "Classifier", "Distance", "Networks", "Settings", "Watch"]

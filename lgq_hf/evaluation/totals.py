@@ -1,27 +1,184 @@
-"""What is kept of each batch, and how it adds up over batches and processes.
+"""What is kept of each batch, and how it adds up over batches and ranks.
 
 Numbers of single views are kept and gathered in the order of the views; everything else is a sum in float64 or of
-integers. So a result depends on the number of processes by the rounding of float64 sums alone.
+integers. So a result depends on the number of ranks by the rounding of float64 sums alone.
 
-Shapes: n views, N latent vectors, D features, C channels, K codes, G tokens for each position.
-"""
+Shapes: n views, B views with those that fill up a batch, H W pixels (padded), a b pixels of a view, h w grid, N latent
+vectors of C channels, D features, K codes, G tokens for each position."""
 
 import math
+import os
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from lgq_hf.evaluation.processes import Processes
-from lgq_hf.evaluation.reconstruction import Reconstructed
-from lgq_hf.evaluation.settings import Classifier, Networks
+from lgq_hf.checkpoint.loading import Checkpoint
+from lgq_hf.evaluation.pictures import Batch
+from lgq_hf.evaluation.settings import Classifier, Networks, Settings
 from lgq_hf.metrics.agreement import top1_agreement
 from lgq_hf.metrics.code_distances import CodeDistances
 from lgq_hf.metrics.codebook import count_tokens
 from lgq_hf.metrics.frechet import FeatureStatistics
 from lgq_hf.metrics.reconstruction import psnr, ssim
+from lgq_hf.runtime import Clock, world
 from lgq_hf.tokenizer.configuration_lgq import LGQConfig
+from lgq_hf.tokens.encoding import Encoder, Encoding
+
+Value = TypeVar("Value")
+_PATIENCE = timedelta(hours=2)  # how long the first to finish waits for the last
+# CPU tensors and objects travel by the first, tensors on a GPU by the second
+_BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Number of processes, number of this one, and what they talk by (`None` where there is one)."""
+
+    count: int = 1
+    rank: int = 0
+    backend: str | None = None
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors, of any one shape and dtype; in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gathered(self, value: Value) -> list[Value]:
+        """The values of all processes in the order of their numbers; they are pickled."""
+        values: list[Any] = [value]
+        if self.count > 1:
+            values = [None] * self.count
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What rank 0 makes, or the error that it meets, in all of them; the others wait."""
+        values: list[Any] = [None]
+        with self.together():
+            if self.rank == 0:
+                values = [make()]
+        if self.count > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all ranks leave together: an error of any kind in one of them ends all.
+
+        Raises:
+            Exception: what this rank raised; in the others a ValueError or RuntimeError that names the rank.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as own:  # raised below, after the others know
+            error = own
+        told = self.gathered(None if error is None else (isinstance(error, ValueError), str(error) or repr(error)))
+        if error is not None:
+            raise error
+        for rank, one in enumerate(told):
+            if one is not None:
+                raise (ValueError if one[0] else RuntimeError)(f"rank {rank}: {one[1]}")
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Processes]:
+    """The processes that torchrun or accelerate launch started, or that the caller joined by torch.distributed.
+
+    Args:
+        device: of this process's model. On a CPU they talk by gloo, on GPUs by nccl.
+
+    Raises:
+        ValueError: RANK and WORLD_SIZE contradict each other, or the launcher did not say where processes meet.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield Processes(dist.get_world_size(), dist.get_rank(), str(dist.get_backend()))
+        return
+    rank, count = world()
+    if count == 1:
+        yield Processes()
+        return
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ValueError(
+            f"WORLD_SIZE={count}, but {' and '.join(missing)} not set: start the processes by torchrun or accelerate "
+            "launch, or take WORLD_SIZE out of the environment"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = _BACKENDS[device.type]
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield Processes(count, rank, backend)
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What became of a batch; the first n of B rows are its views, the others fill it up.
+
+    Attributes:
+        numbers: n, of the views.
+        originals: (B,3,a,b) uint8.
+        pictures: (B,3,a,b) uint8, clamped to the range of a picture and rounded.
+        image_tokens: (n,h,w) or (n,h,w,G) int64.
+        latents_NC: of all n h w positions (N,C) fp32, as the lookup compares them with codes.
+        codes_NC: (N,C) fp32.
+    """
+
+    numbers: list[int]
+    originals: Tensor
+    pictures: Tensor
+    image_tokens: Tensor
+    latents_NC: Tensor
+    codes_NC: Tensor
+
+
+class Reconstructor:
+    """A checkpoint's encoder, lookup and decoder, for batches of bytes.
+
+    Args:
+        checkpoint: the model; in evaluation mode, of any dtype.
+        settings: how pictures are batched.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
+        self.model, self.processor, self.device = checkpoint.model.eval(), checkpoint.processor, checkpoint.device
+        self._fill_to = settings.batch_size if settings.preprocessing.size is not None else 1
+        self._encoder = Encoder(checkpoint, Encoding(settings.batch_size))
+        self.clock = Clock(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> Reconstructed:
+        """Encodes and decodes; `clock` measures that alone, with the views that fill up the batch."""
+        count = len(batch.pixels)
+        pixels = batch.pixels.to(self.device, non_blocking=True)
+        if count < self._fill_to:
+            pixels = torch.cat([pixels, pixels[-1:].expand(self._fill_to - count, -1, -1, -1)])
+        with self.clock.around(len(pixels)):
+            encoded = self.model.encode(self._encoder.pixel_values(pixels))
+            decoded = self.model.decode_codes(encoded.quantized_last_hidden_state).decoded_pixel_values
+        height, width = batch.size
+        pictures = self.processor.postprocess(decoded, [batch.size] * len(pixels), output_type="pt")
+        quantizer = self.model.quantizer
+        latents, codes = encoded.last_hidden_state[:count], encoded.quantized_last_hidden_state[:count]
+        return Reconstructed(
+            batch.numbers,
+            pixels[:, :, :height, :width],
+            (torch.stack(pictures) * 255).round().to(torch.uint8),
+            encoded.image_tokens[:count],
+            quantizer.comparable(quantizer.to_rows(latents)),
+            quantizer.comparable_codes(quantizer.to_rows(codes)),
+        )
+
 
 # distances are counted in bins that are 1/64 of a doubling wide, between 2^-64 and 2^64
 _PER_DOUBLING, _LOWEST, _HIGHEST = 64, -64, 64
@@ -162,6 +319,3 @@ def described_sizes(sizes: Counter[tuple[int, int]]) -> Any:
         return list(next(iter(sizes)))
     smallest, largest = (extreme(sizes, key=lambda size: size[0] * size[1]) for extreme in (min, max))
     return {"sizes": len(sizes), "smallest": list(smallest), "largest": list(largest)}
-
-
-__all__ = ["Totals", "column", "described_sizes", "median_length"]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgq_hf.cost import Clock
 from lgq_hf.generation.pipeline_base import LGQPipeline
 from lgq_hf.images.sources import LABEL, FolderSource
+from lgq_hf.runtime import Clock
 
 _OPTIONS = ("num_inference_steps", "choice_temperature", "mask_schedule")  # of one kind of pipeline
 

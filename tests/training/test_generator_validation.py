@@ -10,8 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from lgq_hf.checkpoint.loading import load_checkpoint
-from lgq_hf.evaluation.held_out import held_out_bits
-from lgq_hf.evaluation.likelihood import code_logits
+from lgq_hf.evaluation.likelihood import code_logits, held_out_bits
 from lgq_hf.generation import LGQAutoregressivePipeline, LGQMaskedPipeline
 from lgq_hf.images.sheet import draw_grid
 from lgq_hf.tokens import AutoregressiveCollator

@@ -14,7 +14,7 @@ from torch import Tensor
 from lgq_hf import LGQImageProcessor
 from lgq_hf.checkpoint.loading import find_checkpoint
 from lgq_hf.evaluation.generators import _cut, evaluate
-from lgq_hf.evaluation.held_out import held_out_bits
+from lgq_hf.evaluation.likelihood import held_out_bits
 from lgq_hf.generation.draw import Draw, picture_generator
 from lgq_hf.images.sources import open_source
 from lgq_hf.images.views import Preprocessing

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lgq_hf import LGQImageProcessor
 from lgq_hf.checkpoint.loading import find_checkpoint
-from lgq_hf.evaluation.held_out import held_out_bits
+from lgq_hf.evaluation.likelihood import held_out_bits
 from lgq_hf.images.sources import open_source
 from lgq_hf.images.views import Preprocessing
 from lgq_hf.tokens.collators import MaskedCollator

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from lgq_hf.checkpoint.loading import Checkpoint
-from lgq_hf.evaluation.reconstruction import Reconstructed
 from lgq_hf.evaluation.settings import Networks
-from lgq_hf.evaluation.totals import Totals, described_sizes, median_length
+from lgq_hf.evaluation.totals import Reconstructed, Totals, described_sizes, median_length
 from tests.lgq_hf.evaluation.plain import MeanColours
 
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lgq_hf.cost import Clock
 from lgq_hf.generation.draw import Draw, class_counts, draw_pictures, picture_generator, to_bytes
 from lgq_hf.images.sources import open_source
+from lgq_hf.runtime import Clock
 from tests.lgq_hf.generation.pipelines import small_pipeline
 
 KINDS = ("masked", "autoregressive")

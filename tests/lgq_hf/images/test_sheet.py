@@ -1,10 +1,13 @@
-"""A grid of pictures."""
+"""Sheets of pairs and grids of images."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lgq_hf.images.sheet import draw_grid
+from lgq_hf.images.sheet import Pair, _fitting, draw_grid, draw_sections
+
+BACKGROUND = (40, 40, 40)
+LINE, GAP = 21, 14
 
 COLOURS = [(number, 200, 3 * number) for number in range(1, 6)]
 PICTURES = [Image.new("RGB", (20, 10), colour) for colour in COLOURS]
@@ -45,3 +48,31 @@ def test_what_is_no_grid() -> None:
         draw_grid([PICTURES[0], Image.new("RGB", (20, 20))], ["a", "b"])
     with pytest.raises(ValueError, match="columns: expected at least 1, got 0"):
         draw_grid(PICTURES, [""] * 5, columns=0)
+
+
+def pair(width: int, height: int, name: str = "name") -> Pair:
+    return Pair(*[Image.new("RGB", (width, height), (200, 0, 0))] * 2, name, "20.00 dB")
+
+
+def test_sizes_on_the_sheet() -> None:
+    def red(sheet: Image.Image) -> tuple[int, int]:
+        inside = (np.asarray(sheet) == (200, 0, 0)).all(2)
+        return int(inside.any(1).sum()), int(inside.any(0).sum())
+
+    assert red(draw_sections("title", {"Best": [pair(40, 20)]})) == (60, 240)  # three times as large
+    assert red(draw_sections("title", {"Best": [pair(1024, 300)]})) == (150, 1024)
+    assert red(draw_sections("title", {"Best": [pair(1, 300)], "Worst": []})) == (300, 2)
+    many = draw_sections("title " * 99, {"Best": [pair(256, 256, "n" * 500)] * 6, "Worst": [pair(128, 128)]})
+    assert many.size == (4 * (514 + GAP) + GAP, GAP + 3 * (LINE + GAP) + 2 * (256 + 2 * LINE + GAP) + 128 + 56)
+    assert (np.asarray(many)[:, -GAP:] == BACKGROUND).all()
+    with pytest.raises(ValueError, match="expected at least one pair of pictures, got none"):
+        draw_sections("title", {"Best": [], "Worst": []})
+
+
+def test_long_names_lose_their_middle() -> None:
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(15)
+    assert _fitting("name.png", font, 200) == "name.png"
+    short = _fitting("photographs/" * 40 + "end.png", font, 200)
+    assert font.getlength(short) <= 200 and short.startswith("photo") and short.endswith("end.png") and "…" in short

@@ -3,8 +3,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lgq_hf import cost
-from lgq_hf.cost import Clock
+from lgq_hf import runtime
+from lgq_hf.runtime import Clock
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
             now, step = now + step, 2 * step
 
     times = passing()
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(times))
 
 
 @pytest.mark.usefixtures("ticks")
