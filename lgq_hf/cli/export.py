@@ -17,8 +17,7 @@ def run(args: argparse.Namespace) -> int:
         OSError: the output cannot be written.
         ModuleNotFoundError: without the packages for ONNX, naming the extra.
     """
-    from lgq_hf.export.check import ExportError
-    from lgq_hf.export.onnx import check_output, export_onnx, export_pt2
+    from lgq_hf.export.onnx import ExportError, check_output, export_onnx, export_pt2
 
     output = Path(args.output)
     check_output_folder(output)

@@ -1,7 +1,8 @@
 """Encode and decode as programs without Python: `torch.export`, and ONNX, for batches and pictures of any size.
 
 What is written is checked before it is there: the files are loaded again and run on random input of two sizes and
-batch sizes. Shapes: B images, H W pixels, f downsampling factor, h = H / f and w = W / f, N = B*h*w, K codes.
+batch sizes. Shapes: B images, H W pixels, f downsampling factor, h = H / f and w = W / f, N = B*h*w, K codes, C channels
+of a latent, G tokens per position.
 """
 
 import importlib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,7 +24,6 @@ from torch.export import Dim, ExportedProgram
 
 from lgq_hf import LGQImageProcessor, LGQModel
 from lgq_hf.checkpoint.loading import fingerprint
-from lgq_hf.export.check import check_parity
 from lgq_hf.export.static_model import StaticDecoder, StaticEncoder
 from lgq_hf.files import atomic_folder
 from lgq_hf.metrics.extras import import_extra
@@ -32,7 +33,13 @@ FACTS = "export.json"
 OPSET = 18  # what torch's own translations are written in
 AXES = ("batch", "grid_height", "grid_width")
 SMALLEST_GRID = 2  # torch.export assumes that a size that may change is not 1
+TOLERANCE = 1e-4
+_CHECKED = ((1, (2, 3)), (3, (5, 4)))  # batch and grid: others than were traced
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class ExportError(RuntimeError):
+    """What was exported does not do what the model does."""
 
 
 def export_programs(model: LGQModel) -> tuple[ExportedProgram, ExportedProgram]:
@@ -77,23 +84,20 @@ def export_onnx(model: LGQModel, processor: LGQImageProcessor, folder: str | Pat
         OSError: the folder cannot be written, or got files in the meantime, which stay.
         ModuleNotFoundError: without onnx, onnxscript and onnxruntime, naming the extra.
     """
-    onnx, _, runtime = (import_extra(package, "export to ONNX", "export") for package in _PACKAGES)
+    _, _, runtime = (import_extra(package, "export to ONNX", "export") for package in _PACKAGES)
 
     def write(target: Path) -> tuple[Callable[..., Any], Callable[..., Any]]:
         encoder = to_onnx(_trace_encoder(model, with_rows=True), ["image_tokens", "latents"])
         decoder = to_onnx(_trace_decoder(model), ["decoded_pixel_values"])
         _name_axes(encoder.model, encoder.model.graph.outputs[0], AXES)
         _name_axes(decoder.model, decoder.model.graph.inputs[0], AXES)
-        encoder.model.graph.outputs.pop()  # the check alone looks at the latents, in a copy
+        with TemporaryDirectory() as probe:
+            encoder.save(Path(probe) / "encoder.onnx")
+            latents_of = _session(runtime, Path(probe) / "encoder.onnx")
+        encoder.model.graph.outputs.pop()  # the check alone looks at the latents
         encoder.save(target / "encoder.onnx")
         decoder.save(target / "decoder.onnx")
         tokens_of, decode = (_session(runtime, target / f"{name}.onnx") for name in ("encoder", "decoder"))
-        probe = onnx.load(target / "encoder.onnx", load_external_data=False)
-        shape = [None, model.config.quantizer_dim]
-        probe.graph.output.append(onnx.helper.make_tensor_value_info("latents", onnx.TensorProto.FLOAT, shape))
-        onnx.save(probe, target / "probe.onnx")
-        latents_of = _session(runtime, target / "probe.onnx")
-        (target / "probe.onnx").unlink()
         return lambda pixels: (tokens_of(pixels)[0], latents_of(pixels)[1]), lambda tokens: decode(tokens)[0]
 
     about = {"opset": OPSET, "packages": {package: metadata.version(package) for package in _PACKAGES}}
@@ -202,6 +206,68 @@ def _write(
     return facts
 
 
+@torch.no_grad()
+def check_parity(
+    model: LGQModel, encode: Callable[[Tensor], tuple[Tensor, Tensor]], decode: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    """Compares an exported pair with the model, as `export_onnx` says.
+
+    Args:
+        model: what was exported.
+        encode: `pixel_values` -> `image_tokens` and latents (N, C).
+        decode: `image_tokens` -> `decoded_pixel_values`.
+
+    Returns:
+        Tokens compared and how many differ from the model's, the largest differences, and the shapes.
+
+    Raises:
+        ExportError: they do not agree, or tokens out of range are decoded.
+    """
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    factor, quantizer = config.spatial_downsample_factor, model.quantizer
+    result: dict[str, Any] = {"tokens": 0, "differ": 0, "latents": 0.0, "pixels": 0.0, "shapes": []}
+    for batch, grid in _CHECKED:
+        shape = (batch, config.in_channels, grid[0] * factor, grid[1] * factor)
+        pixels = torch.rand(shape, generator=generator) * 2 - 1
+        encoded = model.encode(pixels)
+        tokens, latents = encode(pixels)
+        expected = quantizer.to_rows(encoded.last_hidden_state)
+        result["latents"] = max(result["latents"], _compare("latents", latents, expected, expected.abs().max()))
+        own = [quantizer.assign_rows(rows).reshape(encoded.image_tokens.shape) for rows in (latents, latents.double())]
+        if tokens.shape != own[0].shape or (wrong := (tokens != own[0]) & (tokens != own[1])).any():
+            count = f"{int(wrong.sum())} of {wrong.numel()}" if tokens.shape == own[0].shape else "shapes"
+            raise ExportError(
+                f"the exported encoder gives other tokens than the model ({count} differ, pixel_values of shape "
+                f"{shape}): nothing was written. Export with the versions in constraints.txt, or report this model"
+            )
+        result["tokens"] += tokens.numel()
+        result["differ"] += int((tokens != encoded.image_tokens).sum())
+        tokens = torch.randint(config.codebook_size, tokens.shape, generator=generator)
+        decoded = model.decode(tokens).decoded_pixel_values
+        largest = decoded.abs().max().clamp(min=1)
+        result["pixels"] = max(result["pixels"], _compare("decoded pixels", decode(tokens), decoded, largest))
+        result["shapes"].append(list(shape))
+    for outside in (-1, config.codebook_size):
+        try:
+            decode(tokens.index_fill(0, torch.tensor([0]), outside))
+        except Exception:  # of another type in every runtime; valid tokens were decoded just before
+            continue
+        raise ExportError(f"the exported decoder takes the token {outside}, which is none: nothing was written")
+    return result
+
+
+def _compare(what: str, found: Tensor, expected: Tensor, scale: Tensor) -> float:
+    """The largest difference, divided by `scale`; `ExportError` above the tolerance, and for NaN."""
+    apart = float((found - expected).abs().max() / scale) if found.shape == expected.shape else float("inf")
+    if not apart <= TOLERANCE:
+        raise ExportError(
+            f"the exported {what} of shape {tuple(found.shape)} differ by {apart:.2g} from the model's of shape "
+            f"{tuple(expected.shape)}, allowed is {TOLERANCE:g}: nothing was written. Export with the versions in "
+            "constraints.txt, or report this model"
+        )
+    return apart
+
+
 def to_onnx(program: ExportedProgram, outputs: list[str]) -> Any:
     """A program of one input as a `torch.onnx.ONNXProgram`, whose outputs have these names."""
     table = _translations()
@@ -283,4 +349,13 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-__all__ = ["AXES", "FACTS", "SMALLEST_GRID", "check_output", "export_onnx", "export_programs", "export_pt2"]
+__all__ = [
+    "AXES",
+    "FACTS",
+    "SMALLEST_GRID",
+    "ExportError",
+    "check_output",
+    "export_onnx",
+    "export_programs",
+    "export_pt2",
+]

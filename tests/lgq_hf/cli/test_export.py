@@ -9,7 +9,7 @@ import pytest
 from lgq_hf.checkpoint.loading import weights_fingerprint
 from lgq_hf.cli.main import main
 from lgq_hf.export import onnx as exporting
-from lgq_hf.export.check import ExportError
+from lgq_hf.export.onnx import ExportError
 
 
 def lgq_export(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:

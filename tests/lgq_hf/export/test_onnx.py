@@ -15,8 +15,15 @@ from lgq_hf.checkpoint.loading import load_checkpoint, weights_fingerprint
 from lgq_hf.cli.main import main
 from lgq_hf.export import onnx as exporting
 from lgq_hf.export import static_model
-from lgq_hf.export.check import ExportError, check_parity
-from lgq_hf.export.onnx import check_output, export_onnx, export_programs, export_pt2, to_onnx
+from lgq_hf.export.onnx import (
+    ExportError,
+    check_output,
+    check_parity,
+    export_onnx,
+    export_programs,
+    export_pt2,
+    to_onnx,
+)
 from lgq_hf.export.static_model import NO_TOKEN, StaticEncoder
 from lgq_hf.tokenizer.quantizer_base import Quantizer
 
