@@ -1,8 +1,8 @@
 """Encode and decode as programs without Python: `torch.export`, and ONNX, for batches and pictures of any size.
 
 What is written is checked before it is there: the files are loaded again and run on random input of two sizes and
-batch sizes. Shapes: B images, H W pixels, f downsampling factor, h = H / f and w = W / f, N = B*h*w, K codes, C channels
-of a latent, G tokens per position.
+batch sizes. Shapes: B images, H W pixels, f downsampling factor, h = H / f and w = W / f, N = B*h*w, K codes,
+C channels of a latent, G tokens per position.
 """
 
 import importlib

@@ -10,6 +10,7 @@ near to about 15 digits. Codes that are the same count as one. The product is an
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,20 +103,20 @@ def _network(model: LGQModel, parts: tuple[str, ...]) -> Any:
 def _search(quantizer: Quantizer) -> nn.Module:
     """Latents (N, C) fp32 -> tokens (N,) or (N, G) int64."""
     kind = type(quantizer)  # exactly this: a class derived from it may search otherwise
-    if isinstance(quantizer, LGQVectorQuantizer) and kind is LGQVectorQuantizer:
-        return TableSearch(quantizer.centers, quantizer.widths, quantizer.distance)
-    if isinstance(quantizer, SimVQQuantizer) and kind is SimVQQuantizer:
-        return TableSearch(quantizer._table(), None, "sq_l2")
-    if isinstance(quantizer, VQQuantizer) and kind in (VQQuantizer, IBQQuantizer):
-        return TableSearch(quantizer.codebook, None, quantizer.distance)
-    if isinstance(quantizer, LGQScalarQuantizer) and kind is LGQScalarQuantizer:
-        return _BinSearch(quantizer)
-    if kind in (FSQQuantizer, LFQQuantizer, BSQQuantizer):
-        return _Rounding(quantizer)
-    raise ValueError(
-        f"a {type(quantizer).__name__} cannot be exported: its search for tokens has no form without branches on "
-        "values. Add one to lgq_hf/export/static_model.py"
-    )
+    searches: dict[type, Callable[[Any], nn.Module]] = {
+        LGQVectorQuantizer: lambda own: TableSearch(own.centers, own.widths, own.distance),
+        SimVQQuantizer: lambda own: TableSearch(own._table(), None, "sq_l2"),
+        VQQuantizer: lambda own: TableSearch(own.codebook, None, own.distance),
+        IBQQuantizer: lambda own: TableSearch(own.codebook, None, own.distance),
+        LGQScalarQuantizer: _BinSearch,
+        **dict.fromkeys((FSQQuantizer, LFQQuantizer, BSQQuantizer), _Rounding),
+    }
+    if kind not in searches:
+        raise ValueError(
+            f"a {kind.__name__} cannot be exported: its search for tokens has no form without branches on values. Add "
+            "one to lgq_hf/export/static_model.py"
+        )
+    return searches[kind](quantizer)
 
 
 class TableSearch(nn.Module):
