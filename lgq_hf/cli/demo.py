@@ -15,8 +15,7 @@ def run(args: argparse.Namespace) -> int:
         OSError: the port is taken, or no share link could be had.
     """
     import_extra("gradio", "lgq demo", "demo")
-    from lgq_hf.demo.named import Models, is_loopback
-    from lgq_hf.demo.page import build_page, serve
+    from lgq_hf.demo.page import Models, build_page, is_loopback, serve
 
     first = load_checkpoint(args.model, args.device)
     second = None if args.compare is None else load_checkpoint(args.compare, args.device)

@@ -1,5 +1,4 @@
-"""`lgq demo`: a page that shows a picture, its tokens, and what becomes of it when they are changed.
+"""`lgq demo`: a page that shows an image, its tokens, and what becomes of it when they are changed.
 
-`pictures`, `measures`, `drawing`, `named` and `view` are plain functions; `page` alone needs gradio, which
-`pip install 'lgq_hf[demo]'` installs.
+`view` and `drawing` are plain functions; `page` alone needs gradio, which the extra `demo` installs.
 """

@@ -1,5 +1,6 @@
-"""The page of `lgq demo`, made with gradio. What it shows comes from `contents`, what a visitor does is in `view`."""
+"""The page of `lgq demo`, made with gradio. What it shows comes from `drawing`, what a visitor does is in `view`."""
 
+import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,21 +12,67 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from lgq_hf.checkpoint import Checkpoint, load_checkpoint
 from lgq_hf.files import one_line
 
 from . import view as views
-from .contents import PICTURE_PARTS, TOKEN_PARTS, about, picture_contents, token_contents
-from .drawing import sample_buttons
-from .look import CSS, GRID_SCRIPT, SAMPLES_SCRIPT
-from .named import Models
-from .pictures import MOST_BYTES, SIZE, SIZES, samples
-from .view import View
+from .drawing import PICTURE_PARTS, TOKEN_PARTS, about, picture_contents, sample_buttons, token_contents
+from .style import CSS, GRID_SCRIPT, SAMPLES_SCRIPT
+from .view import MOST_BYTES, SIZE, SIZES, View, samples
 
 # gradio's semibold file of this font has few letters; its bold one has all. None of it comes from another server.
 _FONTS = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
 Values = dict[Any, Any]  # of components
 _LONGEST_TEXT = 300  # characters of an error that nobody foresaw
 _LOG = logging.getLogger(__name__)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`, a name or an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name, which may be anyone's
+        return False
+
+
+class Models:
+    """The checkpoints of one server; visitors share them, since nothing changes them.
+
+    Args:
+        first: the one that images are tokenized with.
+        second: the one that they are compared with from the beginning, if any.
+        local: only this machine reaches the server. If not, visitors name no checkpoints and see no paths.
+        device: as of `load_checkpoint`, for named ones.
+    """
+
+    def __init__(
+        self, first: Checkpoint, second: Checkpoint | None = None, *, local: bool, device: str = "cpu"
+    ) -> None:
+        self.first, self.second, self.local, self.device = first, second, local, device
+        self._named: dict[str, Checkpoint] = {}  # the last one
+        for checkpoint in (first, second):
+            if checkpoint is not None and not local and Path(checkpoint.name).is_dir():
+                checkpoint.name = Path(checkpoint.name).absolute().name
+
+    def named(self, name: str, *, again: bool = False) -> Checkpoint:
+        """The checkpoint that a visitor typed the name of, a folder or a repository.
+
+        Args:
+            name: of it.
+            again: load it anew, because a folder may have changed.
+
+        Raises:
+            ValueError: it cannot be loaded, or others reach this server.
+        """
+        if self.second is not None and name == self.second.name:
+            return self.second
+        if not self.local:
+            raise ValueError("this server compares with the checkpoint that it was started with, and no other")
+        if again or name not in self._named:
+            self._named = {name: load_checkpoint(str(Path(name).expanduser()), self.device)}
+        return self._named[name]
 
 
 def build_page(models: Models) -> gr.Blocks:
@@ -121,10 +168,10 @@ class _Page:
         self.size = gr.Dropdown(
             [(f"{size} pixels", size) for size in SIZES], value=SIZE, label="Shorter side", elem_id="lgq-size"
         )
-        where = "org/name" + (", or a folder" if self.models.local else " on the Hub")
-        second = "" if self.models.second is None else self.models.second.name
-        self.other_name = gr.Textbox(second, label="Compare with", placeholder=where, max_lines=1, elem_id="lgq-name")
-        self.compare = gr.Button("Compare", size="sm", elem_id="lgq-compare")
+        second, shown = "" if self.models.second is None else self.models.second.name, self.models.local
+        named: dict[str, Any] = {"placeholder": "org/name, or a folder", "max_lines": 1, "elem_id": "lgq-name"}
+        self.other_name = gr.Textbox(second, label="Compare with", visible=shown, **named)
+        self.compare = gr.Button("Compare", size="sm", visible=shown, elem_id="lgq-compare")
 
     def _pictures(self) -> None:
         with gr.Row():

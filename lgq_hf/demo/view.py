@@ -1,6 +1,9 @@
 """What one visitor looks at: a value that the functions here make another of. Nothing is shared between visitors."""
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,78 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lgq_hf.checkpoint.loading import Checkpoint
+from lgq_hf.checkpoint import Checkpoint
+from lgq_hf.images.opening import read_picture
+from lgq_hf.images.stored import to_rgb
+from lgq_hf.metrics.reconstruction import psnr, ssim
 
-from .measures import Measures, measure
-from .pictures import fit, open_upload
-
+Numbers = list[tuple[str, str, str]]  # key, label, text
+MOST_BYTES = 20 * 2**20  # of an uploaded file
+LONGEST = 2048  # pixels of the longer side that are worked at
+SIZES = (128, 256, 384, 512)  # pixels of the shorter side, to choose from
+SIZE = 256
 _ALONE = 8  # tokens along each side of the picture that one code fills
+_SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")  # photographs in scikit-image's package
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An RGB picture to begin with, and its name."""
+
+    name: str
+    picture: Image.Image
+
+
+def open_upload(path: Path) -> Image.Image:
+    """Reads an uploaded file as RGB.
+
+    Raises:
+        ValueError: more than `MOST_BYTES`, more pixels than Pillow allows (a decompression bomb), or no picture; one
+            line without the path.
+    """
+    if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"the file has {size / 2**20:.1f} MB, expected at most {MOST_BYTES // 2**20} MB: shrink it")
+    try:
+        return to_rgb(read_picture(path))
+    except ValueError as error:
+        raise ValueError(f"this file cannot be shown: {error}") from error
+
+
+def fit(picture: Image.Image, shorter: int) -> tuple[Image.Image, str]:
+    """Shrinks a picture until its shorter side has `shorter` pixels and its longer one at most `LONGEST`.
+
+    Args:
+        picture: RGB, of any size.
+        shorter: pixels, one of `SIZES`.
+
+    Returns:
+        The picture, never larger than it came, and one sentence that says what was done.
+
+    Raises:
+        ValueError: `shorter` is none of `SIZES`.
+    """
+    if shorter not in SIZES:
+        raise ValueError(f"working size: expected one of {SIZES} pixels, got {shorter!r}")
+    came = f"{picture.width} x {picture.height}"
+    scale = min(shorter / min(picture.size), LONGEST / max(picture.size))
+    if scale >= 1:
+        return picture, f"{came} pixels, as it came."
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    reason = f"shorter side {shorter}" if min(size) == shorter else f"longer side at most {LONGEST}"
+    text = f"Resized from {came} to {size[0]} x {size[1]} pixels ({reason})."
+    return picture.resize(size, Image.Resampling.LANCZOS), text
+
+
+@cache
+def samples() -> tuple[Sample, ...]:
+    """Photographs that come with scikit-image (the extra `samples`), or a drawn picture where it is not installed."""
+    package = find_spec("skimage")
+    folder = Path(package.origin).parent / "data" if package and package.origin else Path()
+    found = [folder / name for name in _SAMPLES if (folder / name).is_file()]
+    if not found:
+        across, down = Image.linear_gradient("L").rotate(90), Image.linear_gradient("L")
+        return (Sample("drawn", Image.merge("RGB", (across, down, Image.radial_gradient("L")))),)
+    return tuple(Sample(path.stem, to_rgb(read_picture(path))) for path in found)
 
 
 @dataclass(frozen=True)
@@ -25,14 +94,14 @@ class Reconstruction:
         original: RGB, as the model sees it, without padding.
         tokens: (h,w), or (h,w,C) where a position has C tokens.
         picture: RGB of the original's size.
-        measures: the two pictures compared.
+        numbers: the two pictures compared, see `numbers`.
     """
 
     name: str
     original: Image.Image
     tokens: np.ndarray
     picture: Image.Image
-    measures: Measures
+    numbers: Numbers
 
 
 @dataclass(frozen=True)
@@ -196,21 +265,35 @@ def check_editable(checkpoint: Checkpoint) -> None:
 
 def _decoded(checkpoint: Checkpoint, name: str, original: Image.Image, tokens: np.ndarray) -> Reconstruction:
     picture = checkpoint.decode(tokens, (original.height, original.width))
-    measures = measure(original, picture, tokens.shape, checkpoint.config.codebook_size)
-    return Reconstruction(name, original, tokens, picture, measures)
+    compared = numbers(original, picture, tokens.shape, checkpoint.config.codebook_size)
+    return Reconstruction(name, original, tokens, picture, compared)
 
 
-__all__ = [
-    "Reconstruction",
-    "View",
-    "alone",
-    "check_editable",
-    "checked_code",
-    "compare",
-    "look_at",
-    "open_view",
-    "put",
-    "reconstruct",
-    "reset",
-    "select",
-]
+def numbers(original: Image.Image, picture: Image.Image, grid: tuple[int, ...], codebook_size: int) -> Numbers:
+    """How near a reconstruction is and what its tokens cost, as (key, label, text).
+
+    Args:
+        original: RGB, what was tokenized.
+        picture: RGB of its size, what its tokens decode to.
+        grid: (h,w), or (h,w,C) where a position has C tokens; those of the padding included.
+        codebook_size: K.
+    """
+    a, b = ([torch.from_numpy(np.array(one)).permute(2, 0, 1).double() / 255] for one in (original, picture))
+    decibels, count = float(psnr(a, b)[0]), math.prod(grid)
+    try:
+        similarity = f"{float(ssim(a, b)[0]):.3f}"
+    except ModuleNotFoundError:
+        similarity = "needs the extra metrics"
+    except ValueError:  # the sizes are equal, or psnr had raised: they are too small for its window
+        similarity = "needs sides of 11 pixels"
+    bits = count * math.log2(codebook_size)
+    bits_per_pixel = bits / math.prod(original.size)
+    return [
+        ("psnr", "PSNR", "no difference" if math.isinf(decibels) else f"{decibels:.2f} dB"),
+        ("ssim", "SSIM", similarity),
+        ("size", "Picture", f"{original.width} x {original.height} px"),
+        ("grid", "Token grid", " x ".join(map(str, grid))),
+        ("bits", "Bits", f"{bits:,.0f} = {count:,} x log2({codebook_size:,})"),
+        ("bits_per_pixel", "Bits per pixel", f"{bits_per_pixel:.3f}"),
+        ("compression", "Against raw RGB", f"{24 / bits_per_pixel:,.1f} : 1" if bits else "no bits"),
+    ]

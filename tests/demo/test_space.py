@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lgq_hf.cli.main import build_parser
-from lgq_hf.demo.named import is_loopback
+from lgq_hf.demo.page import is_loopback
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "demo" / "space"
@@ -61,7 +61,7 @@ def test_it_is_put_together_whole_and_runs_from_there(tmp_path: Path, capsys: py
     files = {"LICENSE", "NOTICE", "README.md", "app.py", "requirements.txt"}
     assert {path.name for path in output.iterdir()} == files | {"lgq_hf"}
     assert not list(output.rglob("__pycache__"))
-    where = "import lgq_hf, lgq_hf.demo.named; print(lgq_hf.__file__, lgq_hf.default_checkpoint().is_dir())"
+    where = "import lgq_hf, lgq_hf.demo.view; print(lgq_hf.__file__, lgq_hf.default_checkpoint().is_dir())"
     ran = subprocess.run([sys.executable, "-c", where], cwd=output, capture_output=True, text=True, check=True)
     assert ran.stdout.split() == [str(output / "lgq_hf" / "__init__.py"), "True"]
 

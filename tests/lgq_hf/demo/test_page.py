@@ -1,5 +1,6 @@
-"""What the page tells its visitors when something cannot be done, and what it does not tell them."""
+"""The command, and what the page tells its visitors when something cannot be done, and what it does not tell them."""
 
+import importlib
 import json
 import logging
 import socket
@@ -7,16 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("gradio", reason="needs gradio: pip install 'lgq_hf[demo]'")
 import gradio as gr
 import httpx
+import pytest
 
 from lgq_hf.checkpoint.loading import Checkpoint, load_checkpoint
+from lgq_hf.cli.main import main
 from lgq_hf.demo import page
-from lgq_hf.demo.named import Models
-from lgq_hf.demo.pictures import MOST_BYTES
+from lgq_hf.demo.page import Models, is_loopback
+from lgq_hf.demo.view import MOST_BYTES
+
+pytest.importorskip("gradio", reason="needs gradio: pip install 'lgq_hf[demo]'")
+
 
 Tiny = Callable[..., Checkpoint]
 
@@ -32,31 +35,6 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def _page(models: Models) -> Any:
     with gr.Blocks() as blocks:
         return page._Page(blocks, models)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("~nosuchuser/x", "this could not be done: Could not determine home directory."),
-        ("a" * 5000, "this could not be done: [Errno 36] File name too long: &#x27;aaa"),
-    ],
-)
-def test_a_name_that_python_refuses_is_told(tiny: Tiny, told: list[str], name: str, text: str) -> None:
-    shown = _page(Models(tiny("sq_l2"), local=True))
-    assert shown.on_load(name) == {shown.loaded: None}
-    assert len(told) == 1 and told[0].startswith(text) and len(told[0]) < 400
-
-
-def test_a_checkpoint_that_needs_a_package_is_told(
-    tiny: Tiny, told: list[str], make_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = make_model(tmp_path / "quantized")
-    config = json.loads((folder / "config.json").read_text())
-    quantization = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
-    (folder / "config.json").write_text(json.dumps(config | quantization))
-    shown = _page(Models(tiny("sq_l2"), local=True))
-    assert shown.on_load(str(folder)) == {shown.loaded: None}
-    assert len(told) == 1 and "bitsandbytes" in told[0]
 
 
 def test_errors_that_nobody_foresaw_are_logged_and_told_to_others_without_their_text(
@@ -103,3 +81,99 @@ def test_too_large_an_upload_is_refused_before_it_is_opened(address: str) -> Non
     for size, status in ((MOST_BYTES + 1, 413), (MOST_BYTES, 200)):
         answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("photo.png", bytes(size))}, timeout=120)
         assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("example.org", False), ("", False)],
+)
+def test_loopback_addresses(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+def test_a_local_server_loads_what_is_named_and_a_public_one_nothing(
+    tiny: Tiny, told: list[str], model_folder: Path, tmp_path: Path
+) -> None:
+    models = Models(tiny("sq_l2"), local=True)
+    loaded = models.named(str(model_folder))
+    assert models.named(str(model_folder)) is loaded and models.named(str(model_folder), again=True) is not loaded
+    for local, text in ((True, "no such folder"), (False, "and no other")):
+        shown = _page(Models(tiny("sq_l2"), local=local))
+        assert shown.on_load(str(tmp_path / "nothing")) == {shown.loaded: None}
+        assert text in told[-1]
+        assert shown.other_name.visible is local
+
+
+pytest.importorskip("gradio", reason="needs gradio: pip install 'lgq_hf[demo]'")
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What `serve` is called with, and the models of the page."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(page, "build_page", lambda models: models)
+    monkeypatch.setattr(page, "serve", lambda models, host, port, *, share: calls.append((models, host, port, share)))
+    return calls
+
+
+def test_by_default_it_is_local_and_shows_the_embedded_checkpoint(served: list[tuple[Any, ...]]) -> None:
+    assert main(["demo"]) == 0
+    ((models, *rest),) = served
+    assert rest == ["127.0.0.1", 7860, False]
+    assert (models.first.name, models.second, models.local) == ("lgq-tiny", None, True)
+    assert (models.first.device.type, models.device) == ("cpu", "cpu")
+
+
+@pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--share"], ["--host", "myhost"]])
+def test_what_others_reach_is_not_local(
+    served: list[tuple[Any, ...]], model_folder: Path, other_model_folder: Path, arguments: list[str]
+) -> None:
+    named = ["--model", str(model_folder), "--compare", str(other_model_folder), "--port", "8000"]
+    assert main(["demo", *named, *arguments]) == 0
+    ((models, _, port, share),) = served
+    assert models.local is False and (port, share) == (8000, "--share" in arguments)
+    assert (models.first.name, models.second.name) == (model_folder.name, other_model_folder.name)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
+def test_ports_are_checked(served: list[tuple[Any, ...]], port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--port", port]) == 2
+    assert f"argument --port: expected a port, 1 to 65535, got '{port}'" in capsys.readouterr().err and not served
+
+
+def test_a_model_that_is_not_there_is_told(
+    served: list[tuple[Any, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--compare", str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err == f"lgq: no model at '{tmp_path / 'nothing'}': no such folder\n" and not served
+
+
+def test_without_gradio_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real: Callable[..., Any] = importlib.import_module
+
+    def missing(name: str, *rest: Any) -> Any:
+        if name == "gradio":
+            raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert main(["demo"]) == 2
+    expected = "lgq: lgq demo needs the package gradio, which is not installed: pip install 'lgq_hf[demo]'\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_no_share_link_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Page:
+        share_url, closed = None, False
+
+        def launch(self, **_: Any) -> None: ...
+
+        def close(self) -> None:
+            self.closed = True
+
+    there: Any = Page()
+    with pytest.raises(OSError, match="^no share link could be had; see above, or leave --share out$"):
+        page.serve(there, "127.0.0.1", 7860, share=True)
+    assert there.closed
