@@ -101,9 +101,7 @@ def test_half_precision_runs_the_encoder_and_not_the_lookup(model_folder: Path, 
 
 
 def test_compiled(checkpoint: Checkpoint, chelsea: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        torch, "compile", partial(torch.compile, backend="aot_eager")
-    )  # traced, without a C++ compiler
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # without a C++ compiler
     pixels = torch.from_numpy(cut_views(chelsea, checkpoint.processor, Preprocessing(32))[0])
     plain, compiled = (Encoder(checkpoint, Encoding(batch_size=1, compile=flag)) for flag in (False, True))
     assert type(compiled.latents) is not type(plain.latents)

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import pytest
 import torch
 from pyarrow import parquet
@@ -18,6 +17,7 @@ from lgq_hf.images.views import Preprocessing
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import check_tokenizer, read_manifest, verify
 from lgq_hf.tokens.plan import Encoding, differences, make_plan
+from lgq_hf.tokens.reading import TokenStream
 
 
 @pytest.fixture
@@ -27,70 +27,57 @@ def tokens(job: Callable[..., Job]) -> Path:
     return Path(made.output)
 
 
-def _rehash(folder: Path, number: int) -> None:
-    """Makes the manifest agree with a file's bytes, so that only what is in it can betray it."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    shard = manifest["shards"][number]
-    content = (folder / shard["file"]).read_bytes()
-    shard |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def test_verify_finds_what_is_damaged(tokens: Path, tmp_path: Path) -> None:
+def test_verify_finds_what_is_damaged(tokens: Path) -> None:
     verify(tokens)
     file = tokens / "data" / "train-00001-of-00004.parquet"
     whole = file.read_bytes()
     middle = len(whole) // 2
     file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-    with pytest.raises(ValueError, match=r"train-00001-of-00004.parquet has \d+ bytes with sha256 \w{12}, expected"):
+    with pytest.raises(ValueError, match=r"00001-of-00004.parquet has \d+ bytes with sha256"):
         verify(tokens)
     file.unlink()
-    with pytest.raises(ValueError, match="train-00001-of-00004.parquet is missing"):
+    with pytest.raises(ValueError, match="00001-of-00004.parquet is missing"):
         verify(tokens)
     file.write_bytes(whole)
     shutil.copy(file, tokens / "data" / "train-00009-of-00004.parquet")
-    with pytest.raises(ValueError, match="data/train-00009-of-00004.parquet is not in manifest.json"):
+    with pytest.raises(ValueError, match="data/train-00009-of-00004.parquet is not in"):
         verify(tokens)
 
 
 def test_verify_looks_into_the_files(tokens: Path, job: Callable[..., Job], tmp_path: Path) -> None:
-    file = tokens / "data" / "train-00001-of-00004.parquet"
-    whole = file.read_bytes()
-    table = parquet.read_table(file)
-    parquet.write_table(table.slice(1), file)
-    _rehash(tokens, 1)
-    with pytest.raises(ValueError, match=r"00001-of-00004.parquet has 2 rows, expected 3"):
-        verify(tokens)
-    parquet.write_table(table.take([0, 1, 1]), file)
-    _rehash(tokens, 1)
-    with pytest.raises(ValueError, match="00001-of-00004.parquet holds a row twice"):
-        verify(tokens)
-    other = job(tmp_path / "other", batch_size=2)
-    tokenize(other)
-    shutil.copy(Path(other.output, "data", file.name), file)
-    _rehash(tokens, 1)
-    with pytest.raises(ValueError, match=r"00001.* is of another plan: encoding.batch_size: 2 and 4"):
-        verify(tokens)
-    file.write_bytes(whole)
-    _rehash(tokens, 1)
-    manifest = json.loads((tokens / "manifest.json").read_text())
-    largest = max(
-        pc.max(parquet.read_table(one)["image_tokens"].combine_chunks().storage.flatten().flatten()).as_py()
-        for one in (tokens / "data").glob("*.parquet")
-    )
-    manifest["tokenizer"]["codebook_size"] = largest
-    (tokens / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=rf"token {largest}, but there are {largest} codes"):
-        verify(tokens)
-    manifest["tokenizer"]["codebook_size"] = 64
-    manifest["grid"] = [8, 9]
-    (tokens / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"grids of \[8\] tokens along one side, expected \[9\]"):
-        verify(tokens)
+    file, place = tokens / "data" / "train-00001-of-00004.parquet", tokens / "manifest.json"
+    table, manifest = parquet.read_table(file), json.loads(place.read_text())
+    tokenize(job(tmp_path / "other", batch_size=2))
+    parquet.write_table(table.slice(1), tmp_path / "short")
+    parquet.write_table(table.take([0, 1, 1]), tmp_path / "twice")
+    changed = {**manifest, "shards": [dict(shard) for shard in manifest["shards"]]}
+    for damaged, message in (
+        (tmp_path / "short", "has 2 rows, expected 3"),
+        (tmp_path / "twice", "holds a row twice"),
+        (tmp_path / "other" / "data" / file.name, "is of another plan: encoding.batch_size: 2 and 4"),
+    ):
+        whole = file.read_bytes()
+        content = damaged.read_bytes()
+        file.write_bytes(content)
+        changed["shards"][1] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        place.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"00001-of-00004.parquet {message}"):
+            verify(tokens)
+        file.write_bytes(whole)
+    place.write_text(json.dumps(manifest))
+    largest = max(int(row["image_tokens"].max()) for row in TokenStream(tokens))
+    fewer = {**manifest["tokenizer"], "codebook_size": largest}
+    for change, message in (
+        ({"tokenizer": fewer}, f"token {largest}, but there are {largest} codes"),
+        ({"grid": [8, 9]}, r"grids of \[8\] tokens along one side, expected \[9\]"),
+    ):
+        place.write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(ValueError, match=message):
+            verify(tokens)
 
 
 def test_manifests_that_cannot_be_used(tokens: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no manifest\.json in .*: expected a folder that `lgq tokenize` finished"):
+    with pytest.raises(ValueError, match=r"no manifest\.json in"):
         read_manifest(tmp_path)
     (tokens / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json in .* is damaged"):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lgq_hf import LGQConfig
 from lgq_hf.checkpoint.loading import load_checkpoint
-from lgq_hf.tokens import DecodeTokens, EncodeImages, map_callables, token_features
+from lgq_hf.tokens import DecodeTokens, EncodeImages, token_features
 from lgq_hf.tokens.engine import tokenize
 
 
@@ -79,8 +79,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_several_processes_do_not_wait_for_ever(
     pictures: Path, model_folder: Path, tmp_path: Path, start: str
 ) -> None:
@@ -186,17 +185,3 @@ def test_a_fork_of_a_process_that_used_cuda(
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     with pytest.raises(RuntimeError, match=r"forked from one that had used CUDA.*set_start_method\('spawn'\)"):
         EncodeImages(model_folder, size=64)({"image": [astronaut]}, 1)
-
-
-def test_a_forked_process_takes_one_thread_before_it_loads(
-    model_folder: Path, astronaut: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the parent had one: the first call replaces torch's pool, and loading has several threads."""
-    calls: list[Any] = []
-    monkeypatch.setattr(map_callables, "_IMPORTED_IN", -1)
-    monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    encode = EncodeImages(model_folder, size=64)
-    load = encode.reference.load
-    monkeypatch.setattr(type(encode.reference), "load", lambda *a, **k: (calls.append("load"), load(*a[1:], **k))[1])
-    encode({"image": [astronaut]})
-    assert calls == [1, "load"]

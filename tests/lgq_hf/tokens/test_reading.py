@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.reading import EpochSampler, TokenDataset, TokenStream
-from lgq_hf.tokens.shards import Folder
 
 
 @pytest.fixture(scope="module")
@@ -137,19 +136,7 @@ def test_going_on_within_an_epoch() -> None:
         sampler.set_epoch(5, 99)
 
 
-def test_a_stream_opens_only_files_of_its_share(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-    original = Folder.open
-    monkeypatch.setattr(Folder, "open", lambda self, name: opened.append(name) or original(self, name))
-    stream = TokenStream(tokens, rank=0, world_size=4)
-    opened.clear()
-    assert len(list(stream)) == 5
-    assert len(opened) <= 2  # of four
-
-
-def test_groups_of_rows_that_a_stream_does_not_need_are_not_read(
-    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_reads_its_share_only(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     original = parquet.ParquetFile.read_row_group
     monkeypatch.setattr(
