@@ -1,21 +1,37 @@
 """The assignment op side by side with what it replaces: cases, providers, the gate before a timing, and the targets.
 
-Shapes: N rows (latent vectors), C channels, K codes. `benchmarks.run` measures, `benchmarks.tables` renders.
+Shapes: N rows (latent vectors), C channels, K codes. `benchmarks.tables` renders the result.
 
 A provider is a way to compute the op. `soft_assign` is timed forward and backward: soft codes, peak, usage and index,
 and the gradients of latents and codes from random gradients of the first three. `nearest_code` is the index alone.
 """
 
+import argparse
+import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from benchmarks.harness import (
+    Isolated,
+    Row,
+    Timed,
+    Timing,
+    admit,
+    begin,
+    gpu_rates,
+    line,
+    result_name,
+    shared_protocol,
+    time_in_turns,
+)
+from benchmarks.results_file import write_result
 from lgq_hf.tokenizer.assignment import Backend, nearest_code, soft_assign
 
 Op = Literal["soft_assign", "nearest_code"]
@@ -82,44 +98,6 @@ CASES: dict[str, tuple[Case, ...]] = {
     "quick": (
         Case("soft-quick", "soft_assign", 512, 8, 2048),
         Case("nearest-quick", "nearest_code", 512, 8, 2048),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a provider should reach in a case.
-
-    Attributes:
-        measure: `speed` and `memory`: at least `limit` times better than the provider `against`; `memory_mib` and
-            `products` (times the seven products alone): at most `limit`; `growth`: of the time from the case
-            `against` to this one, at most `limit` times the growth of K.
-    """
-
-    case: str
-    provider: str
-    measure: Literal["speed", "memory", "memory_mib", "products", "growth"]
-    limit: float
-    against: str = ""
-
-
-_H100_SOFT = ("soft-fp32", "soft-tf32", "soft-bf16")
-TARGETS: dict[str, tuple[Target, ...]] = {
-    "cpu": (
-        Target("soft-k16384", "chunked", "speed", 2.5, "reference"),
-        Target("soft-k16384", "chunked", "memory", 20, "reference"),
-        Target("nearest-k16384", "chunked", "speed", 3, "cdist+argmin"),
-        Target("nearest-k16384", "chunked", "memory", 20, "cdist+argmin"),
-        Target("nearest-c8-k262144", "chunked", "speed", 3, "cdist+argmin"),
-        Target("nearest-c8-k262144", "chunked", "memory", 20, "cdist+argmin"),
-    ),
-    "H100": (
-        *(Target(case, "triton", "speed", 10, "reference") for case in _H100_SOFT),
-        *(Target(case, "triton", "memory", 50, "reference") for case in _H100_SOFT),
-        *(Target(case, "triton", "products", 2.5) for case in _H100_SOFT),
-        Target("soft-k262144", "triton", "memory_mib", 2048),
-        Target("soft-k262144", "triton", "growth", 1, "soft-fp32"),
-        Target("nearest-k262144", "triton", "speed", 5, "cdist+argmin"),
     ),
 }
 
@@ -290,3 +268,98 @@ def _wrong_rows(
     wrong = outside | (found_N - best_N > relative * best_N + 1e-6 * x_NC.square().sum(1))
     excess = ((found_N - best_N) / best_N)[wrong]
     return int(wrong.sum()), float(excess.max()) if wrong.any() else 0.0
+
+
+TIMING = {
+    "cpu": Timing(rounds=10, share_s=0.3, calls=(1, 50), enough_s=3),
+    "cuda": Timing(rounds=10, share_s=0.1, calls=(2, 50), enough_s=15),
+    "quick": Timing(rounds=2, share_s=0.01, calls=(2, 5), enough_s=3),
+}
+
+
+class AssignmentBench(Timed):
+    """A provider on a case."""
+
+    def __init__(self, case: Case, provider: str, seed: int, *settings: Any) -> None:
+        super().__init__(*settings)
+        self.case, self.seed = case, seed
+        torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
+        self.provider = PROVIDERS[case.op][provider]()
+
+    def gate(self) -> Row:
+        """See [`gate`]; its inputs have the seed after that of the timed ones."""
+        return gate(self.case, self.provider, self.device, self.seed + 1)
+
+    def prepare(self) -> Row:
+        """Makes the inputs first."""
+        self.inputs = make_inputs(self.case, self.device, self.seed)
+        return super().prepare()
+
+    def _call(self) -> None:
+        compute(self.case.op, self.provider, self.inputs)
+
+
+def measure_case(case: Case, providers: Iterable[str], start: Callable[..., Any], timing: Timing) -> Row:
+    """Shape and precision of the case, and a row of each provider: its figures, or why there are none."""
+    with ExitStack() as stack:
+        workers, rows = admit(providers, partial(start, case), stack)
+        time_in_turns(workers, rows, timing)
+    for name, other in {"reference": "reference", "eager": EAGER[case.op]}.items():
+        base = rows.get(other, {}).get("ms")
+        for row in rows.values():
+            if "ms" in row:
+                row[f"speed_against_{name}"] = base["p50"] / row["ms"]["p50"] if base else None
+    return {**asdict(case), "providers": rows}
+
+
+def add_products(measured: Row, case: Case, rates: dict[str, float]) -> None:
+    """Adds the time of the matrix products alone at the GPU's own rate, and each provider's ratio to it."""
+    if case.flop is None:
+        return
+    measured["products_ms"] = case.flop / rates[f"{case.precision}_tflop_per_s"] / 1e9
+    for row in measured["providers"].values():
+        if "ms" in row:
+            row["ratio_to_products"] = row["ms"]["p50"] / measured["products_ms"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures the chosen cases, writing the file after each; 1 where a provider was refused."""
+    device = arguments.device
+    kind = "quick" if arguments.quick else device
+    cases, timing = CASES[kind], TIMING[kind]
+    names = [case.name for case in cases]
+    if unknown := set(arguments.only or ()) - set(names):
+        sys.exit(f"--only: no case {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    result, limit_bytes = begin(arguments)
+    result["protocol"] = {
+        "inputs": "normal latents and codes; random gradients of soft codes, peak and usage",
+        "distance": "sq_l2",
+        "temperature": {case.name: temperature(case) for case in cases if case.op == "soft_assign"},
+        "gate": GATE_PROTOCOL,
+        "call": "forward and backward (soft_assign) or the index (nearest_code)",
+        "rounds": asdict(timing),
+        **shared_protocol(device, limit_bytes),
+    }
+    name = result_name("assignment", device, arguments.quick)
+    if device == "cuda":
+        result["gpu_rates"] = gpu_rates()
+    settings = (arguments.seed, device, timing, torch.get_num_threads(), limit_bytes)
+
+    def start(case: Case, provider: str) -> Isolated:
+        return Isolated(AssignmentBench, case, provider, *settings)
+
+    result["cases"] = {}
+    for case in cases:
+        if arguments.only and case.name not in arguments.only:
+            continue
+        providers = [one for one in PROVIDERS[case.op] if one in (arguments.provider or PROVIDERS[case.op])]
+        measured = measure_case(case, providers, start, timing)
+        if device == "cuda":
+            add_products(measured, case, result["gpu_rates"])
+        result["cases"][case.name] = measured
+        path = write_result(name, result, arguments.output)
+        for provider, row in measured["providers"].items():
+            print(line(f"{case.name:20} {provider}", row), flush=True)
+    print(path)
+    rows = (row for measured in result["cases"].values() for row in measured["providers"].values())
+    return int(any("refused" in row for row in rows))

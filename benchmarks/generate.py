@@ -5,7 +5,10 @@ work and the same for all. No way is timed whose likeliest tokens are not those 
 picture.
 """
 
+import argparse
 import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +16,20 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from benchmarks.timed import Timed, Timing
+from benchmarks.harness import (
+    Isolated,
+    Row,
+    Timed,
+    Timing,
+    admit,
+    begin,
+    compare,
+    line,
+    result_name,
+    shared_protocol,
+    time_in_turns,
+)
+from benchmarks.results_file import write_result
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from lgq_hf.generation import (
     LGQAutoregressivePipeline,
@@ -31,6 +47,7 @@ VARIANTS = {
     "static": "LGQAutoregressivePipeline, cache_implementation='static' (its default)",
     "static_compiled": "the same after pipe.transformer.compile()",
 }
+ANSWER_S = 1800  # to compile on a CPU is slow
 STEPS = (4, 8, 12, 24)  # of the masked pipeline
 # by how much of the range of its logits the likeliest code may miss that of the float64 pass
 MARGINS = {"float32": 1e-5, "bfloat16": 0.05}
@@ -52,11 +69,11 @@ class Setting:
     timing: Timing
 
 
-_CPU = Setting(256, 8, 4, 4096, 16, 10, 8, "float32", 2.0, Timing(5, 0.0, (1, 1), 120.0, 3))
+_CPU = Setting(256, 8, 4, 4096, 16, 10, 8, "float32", 2.0, Timing(5, 0.0, (1, 1), 120.0))
 SETTINGS = {
     "cpu": _CPU,
     "cuda": replace(_CPU, hidden_size=768, layers=12, heads=12, codes=16384, classes=1000, dtype="bfloat16"),
-    "quick": replace(_CPU, hidden_size=32, layers=2, codes=64, side=4, batch=2, timing=Timing(2, 0.0, (1, 1), 9, 1)),
+    "quick": replace(_CPU, hidden_size=32, layers=2, codes=64, side=4, batch=2, timing=Timing(2, 0.0, (1, 1), 9)),
 }
 
 
@@ -65,8 +82,7 @@ def protocol(setting: Setting) -> dict[str, Any]:
     return {
         "setting": asdict(setting),
         "network": "random weights; the same for all ways of decoding",
-        "time": "seconds from class labels to all tokens of a batch, drawn at temperature 1; a process for each way, "
-        "rounds alternate; the first call, which compiles, apart",
+        "call": "from class labels to all tokens of a batch, drawn at temperature 1; the first, which compiles, apart",
         "gate": "at temperature 0 each token is the likeliest of a pass in float64 over the whole picture, within "
         f"{MARGINS[setting.dtype]} of the range of its logits",
         "ways": VARIANTS,
@@ -226,4 +242,31 @@ class MaskedBench(_Generation):
         return {"failures": failures + (["a token is masked"] if int(one.max()) >= self.setting.codes else [])}
 
 
-__all__ = ["SETTINGS", "STEPS", "VARIANTS", "AutoregressiveBench", "MaskedBench", "Setting", "protocol"]
+def measure(names: Iterable[str], start: Callable[[str], Any], setting: Setting, base: str) -> dict[str, Row]:
+    """A row for each name: seconds of a batch, images a second, memory; against the row `base`."""
+    with ExitStack() as stack:
+        workers, rows = admit(names, start, stack)
+        time_in_turns(workers, rows, setting.timing)
+    compare(rows, base, setting.batch)
+    return rows
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures both kinds and writes the file after each; 1 where something was refused."""
+    device, quick = arguments.device, arguments.quick
+    setting = SETTINGS["quick" if quick else device]
+    result, limit_bytes = begin(arguments)
+    result["protocol"] = {**protocol(setting), **shared_protocol(device, limit_bytes)}
+    settings = (setting, device, arguments.seed, torch.get_num_threads(), limit_bytes)
+    chosen = [name for name in VARIANTS if name == "generate" or name in (arguments.variant or VARIANTS)]
+    kinds: dict[str, tuple[Iterable[str], Callable[[str], Any]]] = {
+        "autoregressive": (chosen, lambda name: Isolated(AutoregressiveBench, name, *settings, answer_s=ANSWER_S)),
+        "masked": (map(str, STEPS), lambda steps: Isolated(MaskedBench, int(steps), *settings, answer_s=ANSWER_S)),
+    }
+    for kind, (names, start) in kinds.items():
+        result[kind] = measure(names, start, setting, "generate")
+        path = write_result(result_name("generate", device, quick), result, arguments.output)
+        for name, row in result[kind].items():
+            print(line(f"{kind} {name}", row), flush=True)
+    print(path)
+    return int(any("refused" in row for kind in kinds for row in result[kind].values()))

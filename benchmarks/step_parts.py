@@ -6,14 +6,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.training_step import PARTS, quantizer_flop
+from benchmarks.assignment import PRODUCTS
 from training.losses import pixel_loss
 from training.optimization import set_learning_rate
 from training.step import TrainingStep
 
+PARTS = {
+    "networks": "encoder and decoder, forward and backward, from pictures and from codes",
+    "quantizer": "forward in training mode with the usage term, and backward",
+    "losses": "pixel and perceptual distance, forward and backward to the picture",
+    "discriminator": "the model's pass through it, forward and backward to the picture, and its own pass",
+    "bookkeeping": "gradient norms and clipping, both AdamW steps, average of the weights, token counts, flags, "
+    "schedules",
+}
+
 
 class StepParts:
-    """What a step is made of, as `benchmarks.training_step.PARTS` tells; gradients are cleared before each part.
+    """What a step is made of, as `PARTS` tells; gradients are cleared before each part.
 
     Args:
         step: that has taken a step, so that moments exist; with a discriminator and a perceptual loss.
@@ -124,5 +133,5 @@ def count_flop(call: Callable[[], None], step: TrainingStep, pixels: Tensor) -> 
     config = step.model.config
     counted = counter.get_total_flops()
     rows = pixels.shape[0] * (pixels.shape[2] // config.spatial_downsample_factor) ** 2
-    quantizer = quantizer_flop(rows, config.quantizer_dim, config.codebook_size)
+    quantizer = PRODUCTS * 2 * rows * config.codebook_size * config.quantizer_dim
     return {"networks": counted, "quantizer": quantizer, "total": counted + quantizer}

@@ -25,6 +25,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_all_that_a_card_says_is_measured(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "SETS", dict.fromkeys(checkpoint.SETS, photographs.NAMED[:2]))
     monkeypatch.setattr(checkpoint, "_rate", lambda call: call() and 2.0)

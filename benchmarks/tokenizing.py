@@ -1,9 +1,14 @@
 """What the tokenization benchmark measures: pictures, the parts of the work, and the work as a whole."""
 
+import argparse
+import json
 import math
+import os
 import shutil
+import statistics
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import photographs
-from benchmarks.rounds import Row
+from benchmarks import memory, photographs
+from benchmarks.harness import Isolated, Row, begin, result_name
+from benchmarks.results_file import write_result
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from lgq_hf.checkpoint.loading import Checkpoint, find_checkpoint
 from lgq_hf.images.loading import chunks
@@ -25,6 +31,8 @@ from lgq_hf.tokens.plan import make_plan, token_features
 from lgq_hf.tokens.shards import Folder, write_shard
 
 JPEG_SIZE, QUALITY = (500, 375), 95
+CODES = (4096, 16384, 65536, 2**18)
+MORE = 4  # times as many images, to see whether memory grows
 
 
 @dataclass(frozen=True)
@@ -226,4 +234,144 @@ def storage(folder: Path, rows: int, codes: int, seed: int) -> Row:
     }
 
 
-__all__ = ["SETTINGS", "Parts", "Setting", "make_job", "make_model", "make_pictures", "storage"]
+def _protocol(setting: Setting) -> Row:
+    width, height = JPEG_SIZE
+    return {
+        "pictures": f"{setting.pictures} JPEGs of {width} x {height} pixels, quality {QUALITY}, cut at random from "
+        "scikit-image's photographs; in the page cache",
+        "model": "LGQConfig() with random weights" if setting.full_model else "the built-in checkpoint",
+        "setting": asdict(setting),
+        "time": "pictures a second; model loaded and warm; encoder alone, JPEG decoder alone and the whole take turns "
+        "in rounds, and ratios are taken within a round; medians",
+        "gate": "tokens in the files equal those of the model on the image processor's own pixels, in equal batches",
+        "processes": "on one thread each, pinned to a core; one alone and two at once take turns",
+        "memory": "peak resident set of one process",
+        "storage": f"{setting.storage_rows} rows of 16 x 16 uniformly random tokens; 200 rows read at random",
+    }
+
+
+def measure_parts(parts: Parts, setting: Setting) -> Row:
+    """Rates of the parts and the whole, or why it was refused."""
+    count = len(parts.pixels)
+    parts.encode()
+    for workers in setting.workers:
+        parts.whole(workers)
+        if reason := parts.gate():
+            return {"refused": f"workers={workers}: {reason}"}
+    seconds: dict[str, list[float]] = {}
+    for _ in range(setting.rounds):
+        seconds.setdefault("encode", []).append(parts.encode())
+        seconds.setdefault("look_up", []).append(parts.look_up())
+        for workers in setting.workers:
+            seconds.setdefault(f"read_{workers}", []).append(parts.read(workers))
+            seconds.setdefault(f"whole_{workers}", []).append(parts.whole(workers))
+        seconds.setdefault("write", []).append(parts.write())
+    middle = statistics.median
+    rates = {name: count / middle(times) for name, times in seconds.items()}
+    result: Row = {
+        "encoder": rates["encode"],
+        "lookup_share": middle(a / b for a, b in zip(seconds["look_up"], seconds["encode"], strict=True)),
+        "writing_share": middle(seconds["write"]) / middle(seconds[f"whole_{setting.workers[0]}"]),
+        "decoding_share": middle(seconds[f"read_{setting.workers[0]}"])
+        / middle(seconds[f"whole_{setting.workers[0]}"]),
+        "rounds_s": seconds,
+        "workers": {},
+    }
+    for workers in setting.workers:
+        slower = [max(a, b) for a, b in zip(seconds["encode"], seconds[f"read_{workers}"], strict=True)]
+        ratios = [a / b for a, b in zip(slower, seconds[f"whole_{workers}"], strict=True)]
+        result["workers"][str(workers)] = {
+            "jpeg_decoder": rates[f"read_{workers}"],
+            "whole": rates[f"whole_{workers}"],
+            "against_slower": middle(ratios),
+        }
+    return result
+
+
+class Share:
+    """One process's share of the work, on one thread pinned to a core where the system can do that."""
+
+    def __init__(self, images: Path, output: Path, name: str, rank: int, world_size: int) -> None:
+        torch.set_num_threads(1)
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))  # a container may not have core 0
+            os.sched_setaffinity(0, {cores[rank % len(cores)]})
+        self.job = make_job(images, output / str(rank), None, SETTINGS[name])
+        self.maker = FileMaker(self.job, "cpu")
+        self.own = list(range(rank, self.job.plan.files, world_size))
+        assert self.job.plan.size is not None
+        self.maker.encoder(torch.zeros(1, 3, *self.job.plan.size, dtype=torch.uint8), fill=True)  # warm
+
+    def make(self) -> Row:
+        """Makes its files: seconds, and the peak resident set in MiB."""
+        shutil.rmtree(self.job.output, ignore_errors=True)
+        memory.reset_peak("cpu")
+        start = time.perf_counter()
+        self.maker.make(self.own)
+        return {"seconds": time.perf_counter() - start, "peak_mib": memory.resident_peak_mib()}
+
+
+def measure_processes(images: Path, output: Path, name: str) -> Row:
+    """One process against two that share the same work."""
+    setting = SETTINGS[name]
+    one = Isolated(Share, images, output / "one", name, 0, 1)
+    two = [Isolated(Share, images, output / "two", name, rank, 2) for rank in range(2)]
+    for process in (one, *two):
+        process.call("make")  # loads what is loaded once
+    alone, together = [], []
+    for _ in range(setting.rounds):
+        alone.append(one.call("make")["seconds"])
+        for process in two:
+            process.begin("make")
+        together.append(max(process.answer()["seconds"] for process in two))
+    for process in (one, *two):
+        process.close()
+    return {
+        "one_pictures_per_s": setting.pictures / statistics.median(alone),
+        "two_pictures_per_s": setting.pictures / statistics.median(together),
+        "ratio": statistics.median(a / b for a, b in zip(alone, together, strict=True)),
+        "rounds_s": {"one": alone, "two": together},
+    }
+
+
+def measure_memory(images: Path, more: Path, output: Path, name: str) -> Row:
+    """Peak of a process over some pictures, and over several times as many."""
+    result: Row = {"pictures": [], "peak_mib": []}
+    for folder in (images, more):
+        process = Isolated(Share, folder, output / "memory", name, 0, 1)
+        result["peak_mib"].append(process.call("make")["peak_mib"])
+        result["pictures"].append(len(list(folder.iterdir())))
+        process.close()
+    return result
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures all of it and writes the file; 1 where wrong tokens were refused."""
+    device, name = arguments.device, "quick" if arguments.quick else arguments.device
+    setting = SETTINGS[name]
+    result, _ = begin(arguments)
+    result["protocol"] = _protocol(setting)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        make_pictures(place / "pictures", setting.pictures, arguments.seed)
+        model = make_model(place / "model", setting.full_model, arguments.seed)
+        parts = Parts(make_job(place / "pictures", place / "tokens", model, setting), device)
+        result["parts"] = measure_parts(parts, setting)
+        del parts
+        if device == "cpu" and "refused" not in result["parts"]:
+            (place / "more").mkdir()
+            for file in (place / "pictures").iterdir():
+                for copy in range(MORE):
+                    (place / "more" / f"{copy}-{file.name}").hardlink_to(file)
+            result["processes"] = measure_processes(place / "pictures", place, name)
+            result["memory"] = measure_memory(place / "pictures", place / "more", place, name)
+        result["storage"] = [
+            storage(place / "storage", setting.storage_rows, codes, arguments.seed) for codes in CODES
+        ]
+    if device == "cuda":
+        result["gpu"] = torch.cuda.get_device_name()
+    path = write_result(result_name("tokenize", device, arguments.quick), result, arguments.output)
+    shown = {key: result[key] for key in ("parts", "processes", "memory", "storage") if key in result}
+    print(json.dumps(shown, indent=1))
+    print(path)
+    return int("refused" in result["parts"])
