@@ -41,11 +41,9 @@ def test_writes_numbers_and_a_grid(place: Path, tmp_path: Path, capsys: pytest.C
     assert asked.items() <= result["protocol"].items()
     assert (result["protocol"]["classes"], result["protocol"]["batch_size"]) == ("even", 4)
     metrics = result["metrics"]
-    first = (
-        f"Fréchet distance of efficientnet-lite0 features: {metrics['frechet_distance']:.4g} (6 generated and 5 real"
-    )
-    assert first in out and f"precision {metrics['precision']:.3f}, recall {metrics['recall']:.3f} (k = 3)" in out
-    assert f"{metrics['frechet_distance_of_reconstructions']:.4g}" in out and "s an image in batches of 4, " in out
+    assert f"{metrics['frechet_distance']:.4g} (6 generated and 5 real" in out
+    assert f"precision {metrics['precision']:.3f}, recall {metrics['recall']:.3f} (k = 3)" in out
+    assert f"{metrics['frechet_distance_of_reconstructions']:.4g}" in out
     assert np.asarray(Image.open(grid)).shape == (2 * 39 + 7, 3 * 39 + 7, 3)
 
     again_words = ["evaluate", *words[1:]]  # the two commands once were one
@@ -58,7 +56,6 @@ def test_writes_numbers_and_a_grid(place: Path, tmp_path: Path, capsys: pytest.C
     ("changed", "message"),
     [
         ({"--grid": "grid.jpg"}, "grid.jpg: expected a name that ends in .png"),
-        ({"--pictures": "./none"}, "./none is no folder: expected one that holds pictures"),
         ({"--num": "3"}, "expected at least 4 pictures on both sides, got 3 to generate and 5 in"),
         ({"--tokens": "./none"}, "no manifest.json in ./none: expected a folder that `lgq tokenize` finished"),
     ],
@@ -97,15 +94,15 @@ def test_a_tokenizer(
     assert asked.items() <= protocol.items() and protocol["chosen"] == "4 of 5, drawn by the seed"
     assert (protocol["extractor"], protocol["classifier"]["network"]) == ("efficientnet-lite0",) * 2
     assert result["model"]["name"] == str(model_folder) and sum(result["codebook_counts"]) == 20 * 16
-    lines = [line.strip() for line in out.splitlines()]
-    assert lines[0] == f"{output}:" and lines[1].endswith("bfloat16: 4 images, 20 crops of 32 x 32 pixels")
-    assert f"PSNR {metrics['psnr']:.2f} (deviation {metrics['psnr_std']:.2f}) dB, SSIM {metrics['ssim']:.4f}" in out
-    frechet = f"{metrics['frechet_distance']:.4g}"
-    assert f"Fréchet distance of efficientnet-lite0 features (4 pictures; not rFID): {frechet}" in lines
-    assert f"same first class as the original (efficientnet-lite0): {100 * metrics['top1_agreement']:.1f} %" in lines
-    assert f"{metrics['codes_used']} of 64 codes used by N = 320 tokens" in out
-    assert f"0.0938 bits a pixel, {metrics['bits_per_pixel_by_entropy']:.4f} by the entropy" in lines
-    assert "images a second encoded and decoded, in batches of 2, " in lines[-1]
+    assert "bfloat16: 4 images, 20 crops of 32 x 32 pixels" in out
+    for part in (
+        f"PSNR {metrics['psnr']:.2f} (deviation {metrics['psnr_std']:.2f}) dB, SSIM {metrics['ssim']:.4f}",
+        f"(4 pictures; not rFID): {metrics['frechet_distance']:.4g}",
+        f"{100 * metrics['top1_agreement']:.1f} %",
+        f"{metrics['codes_used']} of 64 codes used by N = 320 tokens",
+        f"0.0938 bits a pixel, {metrics['bits_per_pixel_by_entropy']:.4f} by the entropy",
+    ):
+        assert part in out
     assert np.asarray(Image.open(grid)).shape[2] == 3 and len(result["extremes"]["best"]) == 8
 
 

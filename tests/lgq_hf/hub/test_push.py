@@ -252,3 +252,50 @@ def test_the_round_trip(hub: Hub, folder: Path, publication: Publication, other:
     hub.shutdown()
     hub.server_close()  # the cache is all there is
     read(_WITHOUT_THE_PACKAGE, tmp_path, "-I", **one, HF_HUB_OFFLINE="1")
+
+
+_WRITE_PIPELINES = """
+import sys, torch
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
+from tests.lgq_hf.generation.pipelines import small_pipeline
+
+expected = {}
+for kind in ("masked", "autoregressive"):
+    pipe = small_pipeline(kind, id2label={0: "cats"})
+    pipe.push_to_hub(f"org/{kind}")
+    expected[kind] = pipe("cats", generator=torch.Generator().manual_seed(0)).image_tokens
+save_file(expected, sys.argv[1] + "/expected.safetensors", {"first": HfApi().model_info("org/masked").sha})
+pipe = small_pipeline("masked")
+with torch.no_grad():
+    pipe.transformer.tokens.bias[5] = 50.0  # every token is 5
+pipe.push_to_hub("org/masked")
+"""
+
+_READ_PIPELINES = """
+import sys, torch
+from lgq_hf import LGQTokenizer
+from lgq_hf.generation import LGQAutoregressivePipeline, LGQMaskedPipeline, load_pipeline
+from safetensors import safe_open
+
+with safe_open(sys.argv[1] + "/expected.safetensors", "pt") as file:
+    expected, first = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["first"]
+for kind, cls in (("masked", LGQMaskedPipeline), ("autoregressive", LGQAutoregressivePipeline)):
+    for load in (cls.from_pretrained, load_pipeline):
+        pipe = load(f"org/{kind}", revision=first if kind == "masked" else "main")
+        assert type(pipe) is cls
+        assert torch.equal(pipe("cats", generator=torch.Generator().manual_seed(0)).image_tokens, expected[kind])
+assert (load_pipeline("org/masked")(None).image_tokens == 5).all()  # the newest commit
+model = LGQTokenizer.from_pretrained("org/masked", subfolder="vqvae")
+assert torch.equal(model.quantizer.centers, pipe.vqvae.quantizer.centers)
+"""
+
+
+@pytest.mark.slow
+def test_pipelines_are_pushed_and_loaded_back_also_from_the_cache_alone(hub: Hub, tmp_path: Path) -> None:
+    here = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[3])}
+    read(_WRITE_PIPELINES, tmp_path, **here, HF_TOKEN="hf_test")
+    read(_READ_PIPELINES, tmp_path, **here)
+    hub.shutdown()
+    hub.server_close()
+    read(_READ_PIPELINES, tmp_path, **here, HF_HUB_OFFLINE="1")
