@@ -5,12 +5,10 @@
 FOLDER holds the task and the recipe; the result is written into it at the end, whole.
 """
 
-import ctypes
 import fcntl
 import json
 import resource
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,16 +18,21 @@ from typing import Any
 import torch
 
 from benchmarks.equal_budget.carry_out import RECIPE, RESULT, TASK
-from benchmarks.equal_budget.evaluate import evaluate, validated
+from benchmarks.equal_budget.crops import read_manifest
 from lgq_hf.checkpoint.loading import load_checkpoint
+from lgq_hf.evaluation import Settings, evaluate_tokenizer
 from lgq_hf.files import atomic_file
+from lgq_hf.images.sources import open_source
+from lgq_hf.images.views import Preprocessing
+from lgq_hf.metrics.efficientnet import EfficientNetLite0
+from lgq_hf.metrics.perceptual import EfficientNetDistance
 from lgq_hf.provenance import provenance
 from training import train_tokenizer
 from training.output import read_csv
 from training.results import finite_json
 
 POINTS = 60  # of a curve
-_PR_SET_PDEATHSIG = 1
+BATCH = 64
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,12 +61,6 @@ def _alone(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise RuntimeError(f"another process is at the run in {folder}: let it end, or stop it") from error
         yield
-
-
-def end_with_parent() -> None:
-    """Sends this process SIGTERM when its parent ends, at which training writes a checkpoint (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def carried_out(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +106,33 @@ def curve(folder: Path) -> dict[str, list[float]]:
     return {name: [float(f"{row[name]:.5g}") for row in kept] for name in ("step", "loss")}
 
 
+def evaluate(model: Path, place: Path, device: str = "auto") -> dict[str, Any]:
+    """Everything, on the test crops.
+
+    Args:
+        model: folder of a published model.
+        place: of the scale, with its crops.
+        device: "auto", or one of torch's.
+    """
+    checkpoint = load_checkpoint(str(model), device)
+    source = open_source(str(place / "crops"), kind="parquet", split="test", image_column="image", id_column="id")
+    size = read_manifest(place / "crops")["settings"]["size"]
+    network = EfficientNetLite0().to(checkpoint.device)
+    settings = Settings(preprocessing=Preprocessing(size=size), batch_size=BATCH)
+    distance = EfficientNetDistance().to(checkpoint.device)
+    result = evaluate_tokenizer(checkpoint, source, settings, network, perceptual=distance, classifier=network)
+    protocol = {name: value for name, value in result["protocol"].items() if name not in ("source", "failed")}
+    counts = sorted((count for count in result["codebook_counts"] if count), reverse=True)
+    return {"metrics": result["metrics"], "protocol": protocol, "codebook_counts": counts}
+
+
+def validated(trained: dict[str, Any]) -> dict[str, Any]:
+    """What the trainer measured last, on the validation crops, of the averaged weights."""
+    last, codes = trained["validation"][-1], trained["model"]["codebook_size"]
+    names = ("psnr", "ssim", "perplexity", "tokens", "pictures")
+    used = {"codes_used": codes - int(last["dead_codes"]), "share_used": last["codebook_usage"]}
+    return {"metrics": {**{name: last[name] for name in names}, **used}, "protocol": trained["protocol"]}
+
+
 if __name__ == "__main__":
-    end_with_parent()
     sys.exit(main())

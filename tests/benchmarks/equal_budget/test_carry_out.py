@@ -10,7 +10,6 @@ from benchmarks.equal_budget import worker
 from benchmarks.equal_budget.carry_out import (
     Interrupted,
     carry_out,
-    differences,
     finished_result,
     make_start,
     read_result,
@@ -82,18 +81,6 @@ def test_a_result_of_another_recipe_is_refused(place: Path, monkeypatch: pytest.
     assert len(processes.begun) == 1
 
 
-def test_a_field_that_a_recipe_did_not_have_yet_is_at_its_default(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_process", Processes())
-    carry_out([_run()], place, 1)
-    path = place / "tune-lgq-0" / "result.json"
-    result = json.loads(path.read_text())
-    del result["recipe"]["engine"]["compile"], result["recipe"]["model"]["distance"]
-    path.write_text(json.dumps(result))
-    assert finished_result(_run(), place) == result
-
-
 def test_what_failed_is_told_and_what_ended_without_a_result_is_an_error(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,17 +107,6 @@ def test_a_run_that_diverges_is_recorded_as_failed(place: Path, monkeypatch: pyt
     assert result["commit"] and "metrics" not in result and finished_result(_run(), place) == result
 
 
-def test_another_error_of_a_run_is_no_result(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_down(arguments: list[str]) -> None:
-        raise ValueError("no such data")
-
-    monkeypatch.setattr(worker.train_tokenizer, "main", break_down)
-    module.prepare(_run(), place)
-    with pytest.raises(ValueError, match="no such data"):
-        worker.main([str(place / "tune-lgq-0")])
-    assert read_result(_run(), place) is None
-
-
 def test_the_start_of_a_seed_is_made_once_and_differs_between_seeds(place: Path) -> None:
     state = torch.get_rng_state()
     for seed in (0, 0, 1):
@@ -140,38 +116,3 @@ def test_the_start_of_a_seed_is_made_once_and_differs_between_seeds(place: Path)
     assert one.quantizer.centers.shape[0] == 2  # so that no run takes over a codebook
     weights = [model.encoder.stem.weight for model in (one, other)]
     assert weights[0].shape == weights[1].shape and not torch.equal(*weights)
-
-
-def test_a_start_of_another_architecture_is_refused(place: Path) -> None:
-    make_start(SCALE, place, 0)
-    config = json.loads((place / "start-seed0" / "config.json").read_text())
-    (place / "start-seed0" / "config.json").write_text(json.dumps({**config, "base_channels": 16}))
-    with pytest.raises(
-        ValueError, match="start-seed0 is of another architecture, it differs in base_channels: remove"
-    ):
-        make_start(SCALE, place, 0)
-
-
-def test_two_processes_are_not_at_one_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module.prepare(_run(), place)
-    folder = str(place / "tune-lgq-0")
-
-    def train(arguments: list[str]) -> None:
-        with pytest.raises(RuntimeError, match="another process is at the run in .*tune-lgq-0: let it end"):
-            worker.main([folder])
-        raise FloatingPointError("stop")
-
-    monkeypatch.setattr(worker.train_tokenizer, "main", train)
-    assert worker.main([folder]) == 0
-
-
-def test_differences_are_named() -> None:
-    before, now = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
-    assert differences(before, now) == ["a.c was 2, is 4", "d was 3, is None", "e was None, is 5"]
-
-
-def test_a_curve_is_thinned_from_its_end(tmp_path: Path) -> None:
-    rows = "".join(f"{step},{1 / step}\n" for step in range(1, 131))
-    (tmp_path / "training.csv").write_text("step,loss\n" + rows)
-    curve = worker.curve(tmp_path)
-    assert curve["step"] == [float(step) for step in range(1, 131, 3)] and curve["loss"][-1] == 0.0076923

@@ -90,11 +90,3 @@ def test_crops_are_spread_evenly_and_flat_pictures_give_none(tmp_path: Path) -> 
     assert sum(_given(tmp_path / "c", (last,), 8).values()) == 8  # from the beginning again
     with pytest.raises(ValueError, match="4 pictures gave 0 of 8 crops that are not flat"):
         _given(tmp_path / "d", tuple(f"images/train/{number}.png" for number in range(4)), 8)
-
-
-def test_contrast_by_hand() -> None:
-    half = np.zeros((2, 2, 3), dtype=np.uint8)
-    half[0] = 255
-    assert contrast(Image.fromarray(half)) == 0.5
-    half[..., 1:] = 7  # one channel of three varies
-    assert contrast(Image.fromarray(half)) == pytest.approx((0.25 / 3) ** 0.5)

@@ -22,12 +22,9 @@ from benchmarks.equal_budget.geometry import (
     render_geometry,
 )
 from benchmarks.equal_budget.geometry_measures import NEIGHBOURS, Geometry, Sample
-from benchmarks.equal_budget.methods import METHODS
 from lgq_hf import LGQConfig, LGQImageProcessor, LGQModel
 from lgq_hf.checkpoint.loading import Checkpoint
 from lgq_hf.images.views import Preprocessing
-from lgq_hf.tokenizer.modeling_lgq import QUANTIZERS
-from lgq_hf.tokenizer.quantizer_base import Quantizer
 
 SMALL: dict[str, Any] = {
     "base_channels": 8,
@@ -90,10 +87,6 @@ def checkpoint_of(model: LGQModel) -> Checkpoint:
     return Checkpoint("made", Path(), model, processor, torch.device("cpu"))
 
 
-def test_all_quantizers_are_here() -> None:
-    assert {fields.get("quantizer", "lgq") for fields in QUANTIZED.values()} == set(QUANTIZERS)
-
-
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_tokens_name_the_nearest_code_in_the_space_where_they_are_compared(name: str) -> None:
     model = made(name)
@@ -130,37 +123,6 @@ def test_several_tokens_for_a_position_are_refused() -> None:
     model = made("lgq", codebook_mode="per_channel")
     with pytest.raises(ValueError, match="one token for each position, got 4"):
         measure(checkpoint_of(model), Pictures([32] * 4))
-
-
-class Rounding(Quantizer):
-    """Four codes on a line, 0 to 3; no member of the table of quantizers."""
-
-    code_dim, codebook_size = 1, 4
-
-    def assign_rows(self, x_NC: Tensor) -> Tensor:
-        return x_NC[:, 0].round().clamp(0, 3).long()
-
-    def lookup_rows(self, tokens_N: Tensor) -> Tensor:
-        return tokens_N[:, None].float()
-
-
-def test_quantizer_that_is_none_of_ours() -> None:
-    model = made("lgq", code_dim=1)
-    model.quantizer = Rounding()
-    source = Pictures([32] * 3)
-    numbers = measure(checkpoint_of(model), source)
-    with torch.inference_mode():
-        encoded = [
-            model.encode(LGQImageProcessor()(source.read(index), return_tensors="pt")["pixel_values"])
-            for index in range(3)
-        ]
-    x = torch.cat([output.last_hidden_state.flatten() for output in encoded]).double().numpy()
-    codes = np.clip(x.round(), 0, 3)
-    assert numbers["per_code"]["occupancy"] == [int((codes == k).sum()) for k in range(4)]
-    assert numbers["relative_quantization_error"] == pytest.approx(((x - codes) ** 2).mean() / x.var(), rel=1e-6)
-    assert numbers["rms_radius"] == pytest.approx(x.std(), rel=1e-6)
-    assert (numbers["pictures"], numbers["latents"], numbers["channels"]) == (3, 192, 1)
-    json.dumps(numbers, allow_nan=False)
 
 
 def test_pictures_of_any_size_and_a_limit_that_spreads() -> None:
@@ -220,45 +182,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2].startswith("| LGQ | ") and lines[3].startswith("| FSQ | failed: the loss is NaN | ")
     assert len({line.count(" | ") for line in lines[:1] + lines[2:4]}) == 1
     assert f"its {NEIGHBOURS} nearest latents" in "\n".join(lines) and "{" not in "\n".join(lines)
-
-
-def test_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["quick", "--work", str(tmp_path)]) == 1
-    assert "no crops in" in capsys.readouterr().err
-    work = work_folder(tmp_path / "work")
-    assert main(["quick", "--work", str(work), "--limit", "7"]) == 1
-    assert "compare-lgq-k16-seed0: expected from 2 to 6 pictures" in capsys.readouterr().err
-    (work / "quick" / "compare-lgq-k16-seed0" / "result.json").unlink()
-    assert main(["quick", "--work", str(work)]) == 1
-    assert "no finished run of the stage 'compare'" in capsys.readouterr().err
-
-
-def test_row_of_the_table() -> None:
-    row = {
-        "label": METHODS["lgq"].label,
-        "codes_used": 1000,
-        "codebook_size": 1024,
-        "channels": 8,
-        "latents": 131072,
-        "pictures": 2048,
-        "orphan_share": 24 / 1024,
-        "gini": 0.4567,
-        "gini_used": 0.4,
-        "spearman": -0.123,
-        "spearman_used": None,
-        "spearman_halves": 0.5,
-        "relative_quantization_error": 0.03456,
-        "within_cell_variance": 0.02,
-        "code_to_latent": {"median": 0.1},
-        "orphan_to_latent": None,
-        "latent_to_code": {"median": 1.5},
-        "effective_dimension": 2.71,
-    }
-    result = {"methods": {"lgq": row}, "protocol": {"neighbours": 32, "codes": 1024}, "seed": 0, "commit": "a" * 40}
-    text = render_geometry(result)
-    numbers = "1,000 of 1,024 | 2.3% | 0.46 / 0.40 | −0.12 / – / 0.50 | 0.0346 | 0.02 | 0.10 / – | 1.50 | 2.7 of 8"  # noqa: RUF001
-    assert f"| LGQ | {numbers} |" in text
-    assert "N = 131,072 latents x of 2,048 test crops, K = 1,024 codes" in text and "`aaaaaaaaaaaa`" in text
 
 
 def _geometry(latents: Tensor, codes: Tensor) -> Geometry:

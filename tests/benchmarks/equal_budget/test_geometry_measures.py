@@ -10,8 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.equal_budget import geometry_measures
-from benchmarks.equal_budget.geometry_measures import NEIGHBOURS, Geometry, Sample, gini, nearest_distances, spearman
-from lgq_hf.metrics.code_distances import CodeDistances
+from benchmarks.equal_budget.geometry_measures import NEIGHBOURS, Geometry, Sample, nearest_distances
 
 
 def planted(latents: Any, codes: Any) -> Geometry:
@@ -68,7 +67,7 @@ def test_case_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers["per_code"]["code_to_latent"] == pytest.approx([1 / root, 1 / root, 19 / root])
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("channels", [1, 3])
 def test_every_number_as_numpy_has_it(channels: int) -> None:
     rng = np.random.default_rng(channels)
     x = rng.normal(size=(701, channels)) * rng.uniform(0.2, 3, channels) + 7
@@ -128,74 +127,6 @@ def test_every_number_as_numpy_has_it(channels: int) -> None:
     np.testing.assert_allclose(covariance @ geometry.axes_CC.numpy(), geometry.axes_CC.numpy() * values, atol=1e-9)
 
 
-def test_relative_error_is_that_of_the_evaluation() -> None:
-    rng = np.random.default_rng(0)
-    geometry = planted(rng.normal(size=(200, 3)), rng.normal(size=(9, 3)))
-    sample = geometry.sample
-    distances = CodeDistances(9, 3)
-    distances.update(sample.latents_NC, sample.codes_KC[sample.tokens_N], sample.tokens_N)
-    assert geometry.relative_error() == pytest.approx(distances.statistics()["relative_quantization_error"], rel=1e-12)
-
-
-def test_error_is_the_variance_within_cells_and_what_codes_are_off_their_means() -> None:
-    rng = np.random.default_rng(1)
-    x, codes = rng.normal(size=(500, 2)), rng.normal(size=(7, 2))
-    geometry = planted(x, codes)
-    tokens = geometry.sample.tokens_N.numpy()
-    centroids = np.array([x[tokens == k].mean(0) for k in range(7)])
-    off = ((centroids - codes) ** 2).sum(1) @ geometry.counts_K.numpy() / ((x - x.mean(0)) ** 2).sum()
-    assert geometry.relative_error() == pytest.approx(geometry.within_cell_variance() + off)
-    sample = geometry.sample
-    centred = Geometry(
-        Sample(sample.latents_NC, sample.tokens_N, torch.from_numpy(centroids), sample.second_N, sample.pictures)
-    )
-    assert centred.relative_error() == pytest.approx(centred.within_cell_variance())
-    assert centred.relative_error() < geometry.relative_error()
-
-
-def clusters(counts: np.ndarray, widths: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters of latents on a line, far from each other, of so many latents and so wide, with a code in each."""
-    rng = np.random.default_rng(seed)
-    centres = 100.0 * np.arange(len(counts))
-    parts = [rng.uniform(-w, w, n) + c for n, w, c in zip(counts, widths, centres, strict=True)]
-    return rng.permutation(np.concatenate(parts)), centres
-
-
-def test_codes_on_equal_clusters_follow_the_density() -> None:
-    counts = np.arange(100, 2100, 100)
-    geometry = planted(*clusters(counts, np.ones(20)))
-    assert geometry.counts_K.tolist() == counts.tolist()
-    assert min(geometry.spearman(), geometry.spearman_used(), geometry.spearman_halves()) > 0.95
-
-
-def test_codes_that_hold_most_where_latents_are_thin() -> None:
-    counts = np.arange(100, 2100, 100)
-    geometry = planted(*clusters(counts, counts**2 / 1e5))
-    assert max(geometry.spearman(), geometry.spearman_halves()) < -0.95
-
-
-def test_codes_of_equal_use_do_not_follow_the_density() -> None:
-    rng = np.random.default_rng(0)
-    edges = stats.expon.ppf(np.arange(1, 200) / 200)  # of 200 cells with equal shares of an exponential distribution
-    x = rng.exponential(size=40_000)
-    c_K = np.concatenate([[edges[0] / 2], (edges[1:] + edges[:-1]) / 2, [edges[-1] + 1]])
-    tokens_N = torch.from_numpy(np.searchsorted(edges, x))
-    x_NC, c_KC = (torch.from_numpy(points)[:, None] for points in (x, c_K))
-    geometry = Geometry(Sample(x_NC, tokens_N, c_KC, torch.arange(len(x)) % 2 == 1, len(x)))
-    density = geometry.density_K
-    assert density.max() > 50 * density.min()
-    assert abs(geometry.spearman()) < 0.2 and abs(geometry.spearman_halves()) < 0.2
-
-
-def test_lattice_on_an_even_distribution_has_only_chance_in_common() -> None:
-    rng = np.random.default_rng(0)
-    side = (np.arange(16) + 0.5) / 16
-    codes = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-    geometry = planted(rng.random((20_000, 2)), codes)
-    assert geometry.spearman() > 0.4
-    assert abs(geometry.spearman_halves()) < 0.15
-
-
 def test_what_does_not_matter() -> None:
     rng = np.random.default_rng(2)
     x, codes = rng.normal(size=(300, 3)) * [1, 2, 0.5], rng.normal(size=(20, 3))
@@ -204,19 +135,6 @@ def test_what_does_not_matter() -> None:
     moved = flat(planted(5 * x @ rotation + 11, 5 * codes[rng.permutation(20)] @ rotation + 11).numbers())
     assert moved.pop("rms_radius") == pytest.approx(5 * before.pop("rms_radius"))
     assert moved == pytest.approx(before)
-
-
-def test_dimension_counts_directions_of_equal_variance() -> None:
-    corners = np.array([[a, b, c] for a in (-1.0, 1) for b in (-1.0, 1) for c in (-1.0, 1)] * 8)
-    assert planted(corners, corners[:1]).dimension == pytest.approx(3)
-    assert planted(corners * [1, 1, 0], corners[:1]).dimension == pytest.approx(2)
-    assert planted(corners * [1, 0, 0], corners[:1]).dimension == pytest.approx(1)
-
-
-def test_code_in_a_heap_of_equal_latents_has_no_finite_density() -> None:
-    numbers = planted([0.0] * 70 + list(range(1, 71)), [0.0, 40.0]).numbers()
-    assert numbers["per_code"]["density"][0] is None and numbers["density"]["mean"] is None
-    assert numbers["spearman"] is not None
 
 
 def test_one_code_has_no_rank_correlation() -> None:
@@ -234,15 +152,6 @@ def test_nearest_distances_in_blocks_and_exact_zeros(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(geometry_measures, "_BLOCK", 120)
     np.testing.assert_allclose(nearest_distances(a, b, 6), expected, rtol=1e-12)
     assert nearest_distances(a, b, 6)[5, 0] == 0
-
-
-def test_spearman_and_gini_of_small_lists() -> None:
-    assert spearman(torch.tensor([1, 2, 2, 5]), torch.tensor([0.1, 0.3, 0.3, 9.0])) == pytest.approx(1)
-    assert spearman(torch.tensor([1, 2, 3]), torch.tensor([3.0, math.inf, 1.0])) == pytest.approx(-0.5)
-    assert spearman(torch.tensor([1, 1]), torch.tensor([1.0, 2.0])) is None
-    assert spearman(torch.tensor([]), torch.tensor([])) is None
-    assert gini(torch.tensor([0, 0, 0, 7])) == pytest.approx(3 / 4)
-    assert gini(torch.tensor([4, 4, 4])) == 0
 
 
 def _sample(x_NC: Tensor, codes_KC: Tensor, second_N: Tensor) -> Sample:

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.equal_budget.ablations import ARMS, TRADEOFF
 from benchmarks.equal_budget.methods import METHODS, SETTINGS, describe
 from benchmarks.equal_budget.plan import NotTuned, arms_of, chosen_setting, named, runs_of
-from benchmarks.equal_budget.runs import COMPARE, STAGES, TREND, TUNE, Run, changed, identity
+from benchmarks.equal_budget.runs import COMPARE, TREND, TUNE, Run, changed, identity
 from benchmarks.equal_budget.scales import SCALES, TUNING_SEED, Scale
 
 PLACE = Path("work")
@@ -34,7 +34,9 @@ def rest(run: Run) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize(
+    "scale", [SCALES["cpu"], pytest.param(SCALES["gpu"], marks=pytest.mark.slow)], ids=["cpu", "gpu"]
+)
 def test_methods_differ_in_nothing_but_the_quantizer(scale: Scale) -> None:
     for stage in (TUNE, COMPARE):
         runs = [
@@ -51,14 +53,6 @@ def test_methods_differ_in_nothing_but_the_quantizer(scale: Scale) -> None:
             whole = identity(run.recipe(PLACE))  # valid, as are the model's fields
             assert whole["model"]["codebook_size"] == run.codes // (4 if run.method == "lgq_quarter" else 1)
         assert first["max_steps"] == (scale.tuning_steps if stage == TUNE else scale.steps)
-
-
-def test_runs_of_one_seed_begin_alike_and_seeds_do_not() -> None:
-    scale = SCALES["quick"]
-    one, other = (Run(scale, COMPARE, "fsq", 0, scale.codes, seed).recipe(PLACE) for seed in (0, 1))
-    assert one["start_from"] == str(PLACE / "start-seed0") != other["start_from"]
-    assert one["start_from"] == Run(scale, COMPARE, "lgq", 3, scale.codes, 0).recipe(PLACE)["start_from"]
-    assert (one["seed"], other["seed"]) == (0, 1) and one["data"]["path"] == str(PLACE / "crops")
 
 
 def test_methods_without_the_norm_differ_in_that_alone() -> None:
@@ -116,7 +110,9 @@ def test_the_setting_with_the_highest_psnr_is_chosen() -> None:
         runs_of(scale, COMPARE, ["fsq"], _found(scores))
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize(
+    "scale", [SCALES["cpu"], pytest.param(SCALES["gpu"], marks=pytest.mark.slow)], ids=["cpu", "gpu"]
+)
 def test_arms_are_recipes_and_those_that_change_nothing_are_the_base(scale: Scale) -> None:
     for stage, arms in (("ablate", ARMS), ("tradeoff", TRADEOFF)):
         assert len({arm.name for arm in arms}) == len(arms)
@@ -147,7 +143,3 @@ def test_runs_are_named_by_method_arm_or_name() -> None:
     assert named(["widths"], runs) == []
     with pytest.raises(ValueError, match="--only vqq: expected methods, arms or runs, of batch_16, "):
         named(["vqq"], runs)
-
-
-def test_stages_are_in_the_order_of_what_they_need() -> None:
-    assert STAGES == ("tune", "compare", "trend", "tradeoff", "ablate")

@@ -6,9 +6,9 @@ from PIL import Image
 
 from benchmarks import tables
 from benchmarks.equal_budget import page
-from benchmarks.equal_budget.comparison import TARGETS, Spread, clearly_best, judge, paired, spread
+from benchmarks.equal_budget.comparison import clearly_best, judge, paired
 from benchmarks.equal_budget.plots import draw
-from benchmarks.equal_budget.table import TABLES, differences_table, quality_table, targets_table, with_spread
+from benchmarks.equal_budget.table import TABLES, differences_table, quality_table, targets_table
 from benchmarks.results_file import RESULTS
 from tests.benchmarks.equal_budget.made_result import result, run
 
@@ -16,20 +16,6 @@ from tests.benchmarks.equal_budget.made_result import result, run
 def _row(table: str, first: str) -> list[str]:
     (line,) = [line for line in table.splitlines() if line.startswith(f"| {first} |")]
     return [text.strip() for text in line.strip("|").split("|")]
-
-
-def test_spread_by_hand() -> None:
-    assert spread([1.0, 2.0, 3.0]) == Spread(2.0, 1.0, 3) and spread([4.0]) == Spread(4.0, None, 1)
-    assert spread([]) is None
-    assert with_spread(Spread(2.0, 1.0, 3), 1) == "2.0 ± 1.0" and with_spread(Spread(4.0, None, 1), 2) == "4.00"
-
-
-def test_means_and_deviations_over_seeds() -> None:
-    row = _row(quality_table(result()), "FSQ")
-    assert row[:4] == ["FSQ", "setting 2 of fsq", "3", "24.20 ± 0.20"]
-    assert row[6] == "103.3 ± 5.8"  # of 100, 100, 110
-    assert _row(quality_table(result()), "IBQ")[3] == "24.00"
-    assert _row(quality_table(result()), "LFQ")[2:] == ["1, 1 failed", "", "", "", "", ""]
 
 
 def test_paired_differences_by_hand() -> None:
@@ -78,54 +64,6 @@ def test_targets_are_asked_of_one_setting() -> None:
     assert "| 80.00 (misses by 30.00) |" in text and "| **-12.67** |" in text
 
 
-def test_no_setting_that_meets_all_is_said() -> None:
-    one = result()
-    one["runs"] = [run for run in one["runs"] if run["name"] != "tradeoff-usage_0.05"]
-    text = targets_table(one)
-    assert text.startswith(f"No setting meets all targets. The nearest is LGQ, tuned: it meets 4 of {len(TARGETS)}.")
-    assert _row(text, "LGQ, tuned")[-1] == "4 of 5"
-
-
-def test_claims_beside_what_was_measured() -> None:
-    one = result()
-    one["arms"].append({**one["arms"][-1], "name": "usage_0", "run": "tradeoff-usage_0"})
-    one["arms"].append({**one["arms"][-1], "name": "usage_0_peak_0", "run": "none", "group": "lambda_peak 0"})
-    one["runs"].append(run("tradeoff", "lgq", 24.1, 95.0, 250, name="tradeoff-usage_0"))
-    rows = TABLES["claims"](one).splitlines()
-    assert rows[0] == "|  | claimed | LGQ, tuned | lambda_usage 0 |"
-    assert rows[2].endswith("against FSQ | -11.88 % | -12.7 ± 6.4 % | -5.0 % |")
-    assert rows[3] == "| active codes against FSQ | -49.96 % | -20.0 ± 0.0 % | -75.0 % |"
-    assert rows[5] == "| active codes against SimVQ | -49.45 % | -21.9 ± 0.0 % | -75.6 % |"
-
-
-def test_the_other_tables() -> None:
-    made = {name: table(result()) for name, table in TABLES.items()}
-    assert _row(made["codes"], "LGQ")[1:3] == ["800 ± 0", "400 ± 0"] and "| 8,192 |" in made["codes"]
-    assert "| FSQ | setting 2 of fsq | **25.00** | 0.6250 | 502 | 251 |" in made["tuning"]
-    assert "| FSQ | setting 3 of fsq | failed: loss or gradient is not finite at step 7, which" in made["tuning"]
-    assert _row(made["trend"], "FSQ")[1:7] == ["21.00", "160.0", "256", "24.00", "100.0", "1000"]
-    assert _row(made["trend"], "FSQ")[7:] == ["", "", ""]
-    assert "IBQ" in made["quality"] and "IBQ" not in made["trend"]  # which is run at one K
-    assert "| codes begin by | random | 25.00 | base | 26.00 | base | 90.0 | base | 800 | 0.4000 |" in made["ablation"]
-    assert (
-        "| codes begin by | kmeans | 24.50 | -0.50 | 25.50 | -0.50 | 99.0 | +10.0 | 790 | 0.3950 |" in made["ablation"]
-    )
-    assert "| widths | learned | not run yet | " in made["ablation"]
-    colours = [_row(made["colours"], name) for name in ("LGQ", "IBQ")]
-    assert colours[0][1:] == ["25.00, 25.20, 25.40", "1%, 1%, 1%", "25%, 25%, 25%", "2%, 2%, 2%", "26.20 ± 0.20"]
-    assert colours[1][1:] == ["24.00", "1%", "25%", "2%", "25.00"]
-    without = result()
-    for one in without["runs"]:
-        one.pop("colours", None)
-    text = TABLES["ablation"](without)
-    assert "| codes begin by | kmeans | 24.50 | -0.50 |  |  | 99.0 | +10.0 | 790 | 0.3950 |" in text
-    assert TABLES["colours"](without).startswith("Not measured yet")
-    assert (
-        "| lambda_peak as tuned | lambda_usage 0.5 | 24.00 | -1.00 | 25.00 | -1.00 | 95.0 | +5.6 | 1024 |"
-        in made["tradeoff"]
-    )
-
-
 def test_tables_of_a_comparison_that_has_only_begun() -> None:
     begun = {**result(), "runs": [], "arms": []}
     for table in TABLES.values():
@@ -156,7 +94,7 @@ def test_parts_of_a_page_are_rendered(tmp_path: Path) -> None:
 
 def test_docs_comparison_equals_the_numbers() -> None:
     text = page.PAGE.read_text()
-    assert page.PAGE in tables.rendered_files() and tables.render(text) == text
+    assert page.PAGE in tables.FILES and tables.render(text) == text
     for plot in page.PLOTS:
         if (RESULTS / "equal_budget_cpu.json").is_file():
             assert (page.IMAGES / page.file_of(plot, "cpu")).is_file()
