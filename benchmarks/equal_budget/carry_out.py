@@ -90,26 +90,15 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def make_start(scale: Scale, place: Path, seed: int) -> None:
-    """Writes the encoder and decoder of a seed, once; its codebook has a shape that no run's has.
-
-    Raises:
-        ValueError: there is one of another architecture.
-    """
-    folder, fields = start_folder(place, seed), {**scale.recipe["model"], "codebook_size": 2}
+    """Writes the encoder and decoder of a seed, once; its codebook has a shape that no run's has."""
+    folder = start_folder(place, seed)
     if folder.is_dir():
-        there = LGQConfig.from_pretrained(folder)
-        if differ := [name for name, value in fields.items() if _plain(getattr(there, name)) != value]:
-            raise ValueError(f"{folder} is of another architecture, it differs in {', '.join(differ)}: remove it")
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LGQModel(LGQConfig(**fields))
+        model = LGQModel(LGQConfig(**{**scale.recipe["model"], "codebook_size": 2}))
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def carry_out(runs: Sequence[Run], place: Path, jobs: int) -> list[str]:

@@ -94,6 +94,3 @@ def measure_runs(scale: Scale, place: Path) -> int:
         print(f"{run.name}: PSNR with mean colours matched {measured['psnr_matched']:.2f} dB", flush=True)
         count += 1
     return count
-
-
-__all__ = ["AXES", "REST", "measure", "measure_runs", "split"]

@@ -192,7 +192,6 @@ def measure_runs(scale: Scale, place: Path, limit: int | None = None) -> tuple[d
         except ValueError as error:
             raise ValueError(f"{run.name}: {error}") from error
         numbers = geometry.numbers()
-        del numbers["per_code"]  # K numbers each: `measure` has them
         rows[name] |= {"weights_sha256": checkpoint.fingerprint, **numbers}
         geometries[method.label] = geometry
         print(f"{name}: Spearman {numbers['spearman']}, WCSS/TSS {numbers['within_cell_variance']:.3f}", flush=True)

@@ -15,7 +15,6 @@ from lgq_hf.metrics.codebook import count_tokens
 
 NEIGHBOURS = 32
 _BLOCK = 2**23  # distances at a time
-_SHARES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
 
 
 @dataclass(frozen=True)
@@ -162,10 +161,8 @@ class Geometry:
         """All of it, of JSON's types; geometry.py's `DEFINITIONS` says what each number is.
 
         Returns:
-            Sizes; the numbers; `occupancy` and `density` of all codes, `code_to_latent` of all codes,
-            `orphan_to_latent` of those without a latent (`None`: there are none) and `latent_to_code` of all latents,
-            each with mean, 5 %, 50 % and 95 % quantiles; and `per_code`, with a list (K) each of occupancy, density
-            and code_to_latent. An infinite density is `None`.
+            Sizes; the numbers; and medians of `code_to_latent`, of `orphan_to_latent` (of the codes without a latent;
+            `None`: there are none) and of `latent_to_code`.
         """
         used_K = self.counts_K > 0
         return {
@@ -185,16 +182,9 @@ class Geometry:
             "within_cell_variance": self.within_cell_variance(),
             "effective_dimension": self.dimension,
             "rms_radius": self.radius,
-            "occupancy": _spread(self.counts_K.double()),
-            "density": _spread(self.density_K),
-            "code_to_latent": _spread(self.code_to_latent_K),
-            "orphan_to_latent": _spread(self.code_to_latent_K[~used_K]),
-            "latent_to_code": _spread(self.latent_to_code_N),
-            "per_code": {
-                "occupancy": self.counts_K.tolist(),
-                "density": [_finite(value) for value in self.density_K.tolist()],
-                "code_to_latent": self.code_to_latent_K.tolist(),
-            },
+            "code_to_latent": _median(self.code_to_latent_K),
+            "orphan_to_latent": _median(self.code_to_latent_K[~used_K]),
+            "latent_to_code": _median(self.latent_to_code_N),
         }
 
 
@@ -232,18 +222,6 @@ def gini(counts: Tensor) -> float:
     return float((2 * places - len(rising) - 1) @ rising / (len(rising) * rising.sum()))
 
 
-def _finite(value: float) -> float | None:
-    return value if value < float("inf") else None
-
-
-def _spread(values: Tensor) -> dict[str, float | None] | None:
-    """Mean and quantiles; `None` without values."""
-    if not len(values):
-        return None
-    rising = values.sort().values
-    # torch.quantile takes 2^24 values at most, and would make NaN of infinities
-    found = {name: float(rising[round(share * (len(rising) - 1))]) for name, share in _SHARES.items()}
-    return {name: _finite(value) for name, value in {"mean": float(values.mean()), **found}.items()}
-
-
-__all__ = ["NEIGHBOURS", "Geometry", "Sample", "gini", "nearest_distances", "ranks", "spearman"]
+def _median(values: Tensor) -> dict[str, float] | None:
+    """`None` without values."""
+    return {"median": float(values.sort().values[round(0.5 * (len(values) - 1))])} if len(values) else None

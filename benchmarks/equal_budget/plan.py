@@ -105,17 +105,3 @@ def named(only: Sequence[str], runs: Sequence[Run]) -> list[Run]:
     if unknown := sorted(set(only) - known):
         raise ValueError(f"--only {' '.join(unknown)}: expected methods, arms or runs, of {', '.join(sorted(known))}")
     return [run for run in runs if {run.name, run.method, *([run.arm.name] if run.arm else [])} & set(only)]
-
-
-__all__ = [
-    "BASE",
-    "NotTuned",
-    "arm_runs",
-    "arms_of",
-    "base_run",
-    "chosen_setting",
-    "named",
-    "runs_of",
-    "setting_overrides",
-    "tuning_runs",
-]
