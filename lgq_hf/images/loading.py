@@ -1,6 +1,7 @@
 """What worker processes make, in an order that does not depend on them: the one loader of images and of tokens."""
 
-import os
+import atexit
+import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +99,8 @@ def in_order(
         made: makes a batch of a key.
         keys: endless or not.
         num_workers: processes that make them ahead (0: made when they are asked for). They end with the iterator
-            (close it, or drop it) or with this process. Signals to the process group do not reach them, so that a
-            process that is told to end can finish what it does.
+            (close it, or drop it) or with this process. They ignore SIGTERM and SIGINT, so that a process that is
+            told to end, as schedulers tell all of a job, can finish what it does.
         pin_memory: of tensors that go to an accelerator.
         prefetched: batches that each worker makes ahead.
     """
@@ -111,15 +112,20 @@ def in_order(
         prefetch_factor=prefetched if num_workers else None,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_the_process_group,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # without one, torch's global generator would be moved
     )
     iterator: Any = iter(loader)
+    if not num_workers:
+        yield from iterator
+        return
+    end = iterator._shutdown_workers  # torch has no public name for it, and leaves it to __del__
+    atexit.register(end)  # else multiprocessing would wait at exit for workers that ignore its signal
     try:
         yield from iterator
-    finally:
-        if num_workers:  # now, even if the traceback of an error holds the iterator
-            iterator._shutdown_workers()  # torch has no public name for it, and leaves it to __del__
+    finally:  # now, even if the traceback of an error holds the iterator
+        end()
+        atexit.unregister(end)
 
 
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
@@ -131,9 +137,10 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _leave_the_process_group(_: int) -> None:
-    if hasattr(os, "setpgrp"):  # not on Windows
-        os.setpgrp()
+def _ignore_signals(_: int) -> None:
+    """A signal to all processes of a job is for the main one: it ends its workers, and they end without it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 __all__ = ["Chunk", "Key", "Picture", "chunks", "in_order", "permutation"]

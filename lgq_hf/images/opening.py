@@ -1,18 +1,16 @@
-"""Finding the pictures that the user means, and opening one of them safely."""
+"""Finding the images that the user means; `read_image` of the image processor opens them."""
 
-import errno
 import glob
 import os
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from lgq_hf.tokenizer.image_processing_lgq import read_image, reason_of
 
 # What a folder is searched for. A file that is named by itself may have any suffix; its content is of these formats.
 SUFFIXES = frozenset(
@@ -118,67 +116,20 @@ def _unique_names(paths: Sequence[tuple[Path, int]]) -> list[str]:
         depths = [depth + (counts[name] > 1) for depth, name in zip(depths, names, strict=True)]
 
 
-@cache
-def formats() -> tuple[str, ...]:
-    """The formats of `SUFFIXES`, as Pillow names them; those alone are opened, whatever a file is called.
-
-    Pillow has readers that start programs: that of EPS runs Ghostscript. One that it was built without is left out.
-    """
-    known = Image.registered_extensions()
-    return tuple(sorted({known[suffix] for suffix in SUFFIXES if suffix in known}))
-
-
 def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
-    """Reads a picture as `read_picture` does, and collects warnings; for one thread, since filters belong to all.
+    """Reads a picture as `read_image` does, and collects warnings; for one thread, since filters belong to all.
 
     Returns:
         The picture, of any mode, and what Pillow warned of (a damaged EXIF block, for example).
 
     Raises:
-        ValueError: as `read_picture`.
+        ValueError: as `read_image`.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        picture = read_picture(path)
+        picture = read_image(path)
     return picture, [str(warning.message) for warning in caught]
-
-
-def read_picture(source: Path | bytes) -> Image.Image:
-    """Reads a file, or the content of one, to its end and turns it upright as its EXIF orientation says.
-
-    Returns:
-        The picture, of any mode; what Pillow warns of is left to the filters of `warnings`.
-
-    Raises:
-        ValueError: the file is missing, forbidden, no regular file, no image of one of `formats`, truncated, damaged,
-            or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`; the message is one line without the path.
-    """
-    if isinstance(source, Path):
-        _check_file(source)
-    elif not source:
-        raise ValueError("empty file")
-    try:
-        with Image.open(source if isinstance(source, Path) else BytesIO(source), formats=formats()) as image:
-            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width}x{image.height}")  # Pillow itself may only warn
-            return ImageOps.exif_transpose(image)
-    except UnidentifiedImageError as error:
-        raise ValueError(_other_format(source) or reason_of(error)) from error
-    except Exception as error:  # Pillow's readers meet hostile bytes with errors of every type
-        raise ValueError(reason_of(error)) from error
-
-
-def _other_format(source: Path | bytes) -> str:
-    """Says of a picture in another format of Pillow's, known by its first bytes, what is read; empty for the rest."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            source = file.read(16)
-    start = source[:16].ljust(16, b"\0")  # as many as Pillow looks at
-    for name, (_, accepts) in Image.OPEN.items():
-        if name not in formats() and accepts is not None and accepts(start) is True:
-            return f"expected a picture in one of the formats {', '.join(formats())}, got {name}: convert it"
-    return ""
 
 
 def check_shorter_side(picture: Image.Image, size: int) -> None:
@@ -191,42 +142,10 @@ def check_shorter_side(picture: Image.Image, size: int) -> None:
         )
 
 
-def _check_file(path: Path) -> None:
-    """Refuses what cannot be opened like a file; opening a named pipe would wait for ever."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ValueError(reason_of(error)) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
-    if not status.st_size:
-        raise ValueError("empty file")
-
-
-def reason_of(error: Exception) -> str:
-    """Why a picture could not be read, in one line."""
-    text = (str(error).splitlines() or [""])[0]
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image that can be read, or damaged in its header"
-    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return f"decompression bomb: more than {Image.MAX_IMAGE_PIXELS} pixels ({text})"
-    if isinstance(error, MemoryError):
-        return "not enough memory to read it"
-    if isinstance(error, OSError) and error.errno is not None:
-        words = {errno.ENOENT: "no such file", errno.EACCES: "permission denied", errno.EPERM: "permission denied"}
-        return words.get(error.errno, os.strerror(error.errno))
-    if "truncated" in text.lower():  # not all formats' readers say so
-        return "truncated: the file ends before the picture does"
-    return f"damaged or truncated: {text or type(error).__name__}"
-
-
 __all__ = [
     "SUFFIXES",
     "Source",
     "check_shorter_side",
     "find_pictures",
-    "formats",
     "open_picture",
-    "read_picture",
-    "reason_of",
 ]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from lgq_hf.files import canonical_sha256
-from lgq_hf.images.opening import find_pictures, read_picture
+from lgq_hf.images.opening import find_pictures
 from lgq_hf.images.stored import (
     files_of_split,
     import_datasets,
@@ -22,6 +22,7 @@ from lgq_hf.images.stored import (
     to_rgb,
     undecoded,
 )
+from lgq_hf.tokenizer.image_processing_lgq import read_image
 
 KINDS = ("folder", "dataset", "parquet", "webdataset")
 # columns of token shards
@@ -89,7 +90,7 @@ class FolderSource:
 
     def read(self, index: int) -> Image.Image:
         """The picture as RGB; raises ValueError with the reason where it cannot be read."""
-        return to_rgb(read_picture(self.folder / self.names[index]))
+        return to_rgb(read_image(self.folder / self.names[index]))
 
     def columns(self, index: int) -> dict[str, Any]:
         """The label, if there are labels."""

@@ -10,8 +10,7 @@ import fsspec  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 from PIL import Image
 
-from lgq_hf.images.opening import read_picture
-from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor
+from lgq_hf.tokenizer.image_processing_lgq import LGQImageProcessor, read_bounded, read_image
 
 Stored = (
     Any  # a picture as a row holds it: encoded bytes, a path, {"bytes": ..., "path": ...} with one of them, or None
@@ -45,14 +44,14 @@ def read_stored(stored: Stored) -> Image.Image:
     if content is None and isinstance(path, str) and "://" in path:  # within an archive, or elsewhere
         try:
             with fsspec.open(path, "rb") as file:
-                content = file.read()
+                content = read_bounded(file)
         except FileNotFoundError as error:
             raise ValueError("no such file") from error
     if content is not None:
-        return to_rgb(read_picture(content))
+        return to_rgb(read_image(content))
     if not isinstance(path, str):
         raise ValueError(f"no picture in this row: expected bytes or a path, got {type(path).__name__}")
-    return to_rgb(read_picture(Path(path)))
+    return to_rgb(read_image(Path(path)))
 
 
 def stored_name(stored: Stored) -> str:

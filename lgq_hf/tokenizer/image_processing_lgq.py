@@ -4,17 +4,20 @@ Shape letters: B images, C channels, H W height and width of the batch, h w thos
 """
 
 import base64
+import errno
 import math
 import operator
 import os
+import stat
 import urllib.request
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import ImageProcessingMixin  # noqa: F401  # where diffusers looks for it
 from transformers.image_processing_utils import BatchFeature
@@ -25,11 +28,14 @@ from transformers.utils import logging
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _CHANNEL_COUNTS = (1, 3, 4)
-# Keys that transformers writes to preprocessor_config.json (or once wrote) and hands back to the constructor.
 logger = logging.get_logger(__name__)
 
+# Keys that transformers writes to preprocessor_config.json (or once wrote) and hands back to the constructor.
 _BOOKKEEPING = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 _DOWNLOAD_TIMEOUT_SECONDS = 60
+# Formats that are opened, whatever a file is called: others of Pillow's readers start programs (EPS: Ghostscript).
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+MAX_BYTES = 256 * 2**20  # of what is fetched from an address
 
 
 class LGQImageProcessorKwargs(ImagesKwargs, total=False):
@@ -265,17 +271,86 @@ class LGQImageProcessor(PilBackend):
 
 
 def _open_picture(source: str | os.PathLike) -> Image.Image:
-    """Opens a path, http(s) URL or data:image URL, turned upright and fully read, so that no file stays open."""
-    stream: Any = source
+    """Opens a path, http(s) URL or data:image URL as `read_image` does."""
+    content: str | os.PathLike | bytes = source
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         with urllib.request.urlopen(source, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as response:
-            stream = BytesIO(response.read())
+            content = read_bounded(response)
     elif isinstance(source, str) and source.startswith("data:image/"):
-        stream = BytesIO(base64.b64decode(source.partition(",")[2], validate=True))
-    elif not os.path.isfile(source):
+        content = base64.b64decode(source.partition(",")[2], validate=True)
+    elif not os.path.exists(source):
         raise ValueError(f"expected a file's path, an http(s) URL or a data:image URL, got {str(source)[:200]!r}")
-    with Image.open(stream) as image:
-        return ImageOps.exif_transpose(image)
+    try:
+        return read_image(content)
+    except ValueError as error:
+        raise ValueError(f"{str(source)[:200]}: {error}") from error
+
+
+def read_bounded(stream: Any) -> bytes:
+    """All of a stream from elsewhere; `ValueError` for more than `MAX_BYTES`."""
+    content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES} bytes, which are read of an address at most")
+    return content
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Formats that are opened, as Pillow names them; those that it was built without are left out."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def read_image(source: str | os.PathLike | bytes) -> Image.Image:
+    """Reads a file, or the content of one, to its end and turns it upright as its EXIF orientation says.
+
+    Returns:
+        The image, of any mode; what Pillow warns of is left to the filters of `warnings`.
+
+    Raises:
+        ValueError: the file is missing, forbidden, no regular file, no image of one of `formats`, truncated, damaged,
+            or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`; the message is one line without the path.
+    """
+    if not isinstance(source, bytes):
+        _check_file(source)
+    elif not source:
+        raise ValueError("empty file")
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats()) as image:
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height}")  # Pillow itself may only warn
+            return ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's readers meet hostile bytes with errors of every type
+        raise ValueError(reason_of(error)) from error
+
+
+def _check_file(path: str | os.PathLike) -> None:
+    """Refuses what cannot be opened like a file; opening a named pipe would wait for ever."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ValueError(reason_of(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if not status.st_size:
+        raise ValueError("empty file")
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image could not be read, in one line."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image that can be read, or damaged in its header; formats: {', '.join(formats())}"
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return f"decompression bomb: more than {Image.MAX_IMAGE_PIXELS} pixels ({text})"
+    if isinstance(error, MemoryError):
+        return "not enough memory to read it"
+    if isinstance(error, OSError) and error.errno is not None:
+        words = {errno.ENOENT: "no such file", errno.EACCES: "permission denied", errno.EPERM: "permission denied"}
+        return words.get(error.errno, os.strerror(error.errno))
+    if "truncated" in text.lower():  # not all formats' readers say so
+        return "truncated: the file ends before the picture does"
+    return f"damaged or truncated: {text or type(error).__name__}"
 
 
 def _array_from_pil(image: Image.Image) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_labels_are_dropped_as_often_as_asked_and_anew_in_each_epoch(dataset: To
     by_picture = [{none[f"{name}@{epoch}"] for epoch in range(40)} for name in {name.split("@")[0] for name in none}]
     assert all(seen == {True, False} for seen in by_picture)
     kept = {name: int(tensors["class_labels"]) for name, tensors in found if not none[name]}
-    names = dataset.manifest["features"]["label"]["names"]
+    names = dataset.manifest.features["label"]["names"]
     assert all(name.startswith(names[label]) for name, label in kept.items())
 
 

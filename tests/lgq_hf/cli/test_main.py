@@ -14,6 +14,7 @@ from PIL import Image
 import lgq_hf
 from lgq_hf.cli import token_file
 from lgq_hf.cli.main import main
+from lgq_hf.tokenizer.image_processing_lgq import formats
 
 Lgq = Callable[..., Any]
 
@@ -115,6 +116,7 @@ def test_as_a_process(tmp_path: Path, model_folder: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.startswith(r"\x1b[31mred\udcff.png: 16 x 16 px, PSNR ")
     reason = f"{tmp_path / 'bad.png'}: not an image that can be read, or damaged in its header"
+    reason += f"; formats: {', '.join(formats())}"
     assert done.stderr == f"lgq: {reason}\n\nlgq: 1 of 3 images failed:\n  {reason}\n"
     assert Image.open(tmp_path / "out" / "sheet.png").width > 250
 

@@ -4,11 +4,15 @@ import os
 import warnings
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from lgq_hf.images.opening import SUFFIXES, find_pictures, formats, open_picture, read_picture
+from lgq_hf.images.opening import SUFFIXES, find_pictures, open_picture
+from lgq_hf.images.stored import read_stored
+from lgq_hf.tokenizer import image_processing_lgq
+from lgq_hf.tokenizer.image_processing_lgq import formats, read_image
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -24,12 +28,8 @@ def names_of(*inputs: str | Path, leave_out: Path | None = None) -> list[str]:
 
 def test_a_folder_is_searched_recursively_in_order(tmp_path: Path) -> None:
     touch(tmp_path, "b.JPG", "a/z.png", "a/b/y.tiff", "notes.txt", ".hidden.png", ".git/x.png", "c.webp", "model.pt")
+    (tmp_path / "a" / "again").symlink_to(tmp_path, target_is_directory=True)  # not followed
     assert names_of(tmp_path) == ["b.JPG", "c.webp", "a/z.png", "a/b/y.tiff"]
-
-
-@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
-def test_every_suffix_that_is_searched_for_can_be_opened_by_pillow(suffix: str) -> None:
-    assert suffix in Image.registered_extensions()
 
 
 def test_names_are_relative_to_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,11 +49,8 @@ def test_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names_of("in/?") == ["a/1.png", "b/1.png", "b/2.jpg"]  # folders
     assert names_of("in/b/*.jpg") == ["2.jpg"]
     assert names_of("i[n]/b/2.jpg") == ["in/b/2.jpg"]
-
-
-def test_a_file_with_wildcards_in_its_name_is_that_file(tmp_path: Path) -> None:
     touch(tmp_path, "photo[1].png", "photo1.png")
-    assert names_of(tmp_path / "photo[1].png") == ["photo[1].png"]
+    assert names_of("photo[1].png") == ["photo[1].png"]
 
 
 def test_equal_names_get_folders_above(tmp_path: Path) -> None:
@@ -77,16 +74,6 @@ def test_a_former_output_is_passed_over_in_folders_only(tmp_path: Path) -> None:
     assert names_of(tmp_path / "out.png", leave_out=tmp_path / "out.png") == ["out.png"]
 
 
-def test_inputs_that_stand_for_nothing_are_told(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "empty/notes.txt")
-    nothing = [str(tmp_path / "empty"), str(tmp_path / "*.gif")]
-    sources, failures = find_pictures([str(tmp_path / "a.png"), *nothing])
-    assert [source.name for source in sources] == ["a.png"]
-    assert failures == [(text, "no pictures found") for text in nothing]
-    with pytest.raises(ValueError, match=r"nothing to do: .*empty: no pictures found; .*\*\.gif: no pictures found"):
-        find_pictures(nothing)
-
-
 def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.png", "secret/b.png")
     scandir = os.scandir
@@ -102,70 +89,53 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
     assert failures == [(str(tmp_path / "secret"), "permission denied")]
 
 
-def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
-    touch(tmp_path, "in/a.png")
-    (tmp_path / "in" / "again").symlink_to(tmp_path / "in", target_is_directory=True)
-    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "in" / "a.png")
-    assert names_of(tmp_path / "in") == ["a.png", "link.png"]
+def test_inputs_that_stand_for_nothing_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "empty/notes.txt")
+    nothing = [str(tmp_path / "empty"), str(tmp_path / "*.gif")]
+    sources, failures = find_pictures([str(tmp_path / "a.png"), *nothing])
+    assert [source.name for source in sources] == ["a.png"]
+    assert failures == [(text, "no pictures found") for text in nothing]
+    with pytest.raises(ValueError, match=r"nothing to do: .*empty: no pictures found; .*\*\.gif: no pictures found"):
+        find_pictures(nothing)
+
+
+READ = "AVIF, BMP, GIF, JPEG, JPEG2000, PNG, PPM, TGA, TIFF, WEBP"
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [
-        ("truncated", r"^truncated: the file ends before the picture does$"),
-        ("header", r"^truncated: the file ends before the picture does$"),
-        ("text", r"^not an image that can be read, or damaged in its header$"),
-        ("empty", r"^empty file$"),
-    ],
+    [("truncated", "truncated: "), ("header", "truncated: "), ("text", "not an image"), ("empty", "empty")],
 )
 def test_broken_files_say_what_is_wrong(broken: dict[str, Path], kind: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        open_picture(broken[kind])
-
-
-READ = "AVIF, BMP, GIF, JPEG, JPEG2000, PNG, PPM, TGA, TIFF, WEBP"
+    for source in (broken[kind], broken[kind].read_bytes()):
+        with pytest.raises(ValueError, match=f"^{reason}"):
+            read_image(source)
 
 
 def test_other_formats_are_not_opened_whatever_they_are_called(
     tmp_path: Path, astronaut: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pillow's reader of EPS would run Ghostscript."""
+    known = Image.registered_extensions()
+    assert formats() == tuple(sorted({known[suffix] for suffix in SUFFIXES}))
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
-    for kind, name in (("EPS", "EPS"), ("PCX", "PCX"), ("ICO", "ICO")):
+    for kind in ("EPS", "PCX", "ICO"):
         path = tmp_path / "photo.png"
         astronaut.resize((16, 16)).save(path, kind)
-        message = f"^expected a picture in one of the formats {READ}, got {name}: convert it$"
         for source in (path, path.read_bytes()):
-            with pytest.raises(ValueError, match=message):
-                read_picture(source)
-        with pytest.raises(ValueError, match=message):
-            open_picture(path)
+            with pytest.raises(ValueError, match="^not an image that can be read, .*AVIF, BMP"):
+                read_image(source)
 
 
-def test_a_format_that_pillow_was_built_without_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ", ".join(formats()) == READ
-    known = {suffix: name for suffix, name in Image.registered_extensions().items() if name != "AVIF"}
-    monkeypatch.setattr(Image, "registered_extensions", lambda: known)
-    assert ", ".join(formats.__wrapped__()) == READ.removeprefix("AVIF, ")
-
-
-def test_what_is_no_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^no such file$"):
-        open_picture(tmp_path / "missing.png")
+        read_image(tmp_path / "missing.png")
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"^not a regular file$"):
-        open_picture(tmp_path / "pipe.png")
-
-    def forbidden(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    touch(tmp_path, "secret.png")
-    monkeypatch.setattr(Image, "open", forbidden)
-    with pytest.raises(ValueError, match=r"^permission denied$"):
-        open_picture(tmp_path / "secret.png")
+        read_image(tmp_path / "pipe.png")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "TGA", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "TGA"])
 def test_a_file_cut_anywhere_fails_in_one_line_or_is_whole(tmp_path: Path, astronaut: Image.Image, kind: str) -> None:
     path = tmp_path / "whole"
     picture = astronaut.resize((64, 64))
@@ -187,17 +157,6 @@ def test_a_file_cut_anywhere_fails_in_one_line_or_is_whole(tmp_path: Path, astro
     assert not any("\n" in reason or str(path) in reason for reason in reasons)
 
 
-@pytest.mark.parametrize(("limit", "error"), [(1000, "DecompressionBombError"), (3000, "DecompressionBombWarning")])
-def test_decompression_bombs_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, error: str
-) -> None:
-    Image.new("1", (80, 60)).save(tmp_path / "bomb.png")  # 4800 pixels: more than twice the first limit
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ValueError, match=f"^decompression bomb: more than {limit} pixels") as raised:
-        open_picture(tmp_path / "bomb.png")
-    assert type(raised.value.__cause__).__name__ == error
-
-
 def test_warnings_are_returned_and_not_raised(tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # five entries announced, none there
@@ -210,10 +169,19 @@ def test_warnings_are_returned_and_not_raised(tmp_path: Path) -> None:
     assert "EXIF" in notes[0]
 
 
-def test_orientation_is_applied(tmp_path: Path, chelsea: Image.Image) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright
-    chelsea.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "x.png", exif=exif)
-    picture, notes = open_picture(tmp_path / "x.png")
-    assert notes == []
-    assert (np.asarray(picture) == np.asarray(chelsea)).all()
+@pytest.mark.parametrize("limit", [1000, 3000])  # of which Pillow itself would refuse the first and warn at the second
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    Image.new("1", (80, 60)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    for read in (read_image, open_picture):
+        with pytest.raises(ValueError, match=f"^decompression bomb: more than {limit} pixels"):
+            read(tmp_path / "bomb.png")
+
+
+def test_what_an_address_gives_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fsspec.open("memory://images/large.png", "wb") as file:
+        Image.new("RGB", (64, 64)).save(file, "PNG")
+    assert read_stored("memory://images/large.png").size == (64, 64)
+    monkeypatch.setattr(image_processing_lgq, "MAX_BYTES", 50)
+    with pytest.raises(ValueError, match="more than 50 bytes"):
+        read_stored({"bytes": None, "path": "memory://images/large.png"})

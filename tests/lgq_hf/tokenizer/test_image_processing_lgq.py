@@ -5,7 +5,6 @@ import base64
 import functools
 import http.server
 import inspect
-import json
 import sys
 import threading
 from io import BytesIO
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from skimage import data
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -61,9 +60,6 @@ def decoded(content: bytes) -> Image.Image:
     return Image.open(BytesIO(content))
 
 
-# --- what comes out ---------------------------------------------------------------------------------------------
-
-
 def test_pixel_values_of_a_photograph(processor: LGQImageProcessor) -> None:
     batch = processor(Image.fromarray(ASTRONAUT), return_tensors="pt")
     assert set(batch) == {"pixel_values", "original_sizes"}
@@ -89,31 +85,20 @@ def test_imagenet_normalisation() -> None:
     "options",
     [
         {},
-        {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD},
         {"image_mean": 0.5, "image_std": 0.25},
-        {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]},
-        {"do_normalize": False},
-        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
-        {"do_pad": False},
-        {"pad_to_multiple_of": 32},
+        {"do_normalize": False, "do_pad": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3, "pad_to_multiple_of": 32},
     ],
 )
-def test_uint8_round_trip_is_exact(options: dict[str, Any]) -> None:
+def test_round_trip_is_exact(options: dict[str, Any]) -> None:
     processor = LGQImageProcessor(**options)
     every_level = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
-    for picture in (ASTRONAUT, CHELSEA, THUMBNAIL, every_level):
-        batch = processor(picture, return_tensors="pt")
+    for picture in (CHELSEA, THUMBNAIL, every_level, CHELSEA[:1, :1], CHELSEA[:1, :37], CHELSEA[:37, :1]):
+        batch = processor(Image.fromarray(picture), return_tensors="pt")
+        assert batch["original_sizes"].tolist() == [list(picture.shape[:2])]
         [image] = processor.postprocess(batch["pixel_values"], batch["original_sizes"])
         assert image.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(image), picture)
-
-
-def test_round_trip_of_floats_is_exact_too() -> None:
-    processor = LGQImageProcessor(do_rescale=False)
-    floats = torch.rand(2, 3, 9, 10, generator=torch.Generator().manual_seed(0))
-    batch = processor(floats, return_tensors="pt")
-    pictures = processor.postprocess(batch["pixel_values"], batch["original_sizes"], output_type="pt")
-    torch.testing.assert_close(torch.stack(pictures), floats, atol=1e-6, rtol=0)
 
 
 def test_padding_repeats_the_last_row_and_column(processor: LGQImageProcessor) -> None:
@@ -123,31 +108,10 @@ def test_padding_repeats_the_last_row_and_column(processor: LGQImageProcessor) -
     assert batch["original_sizes"].tolist() == [[300, 451]]
     assert torch.equal(pixel_values[:, 300:, :451], pixel_values[:, 299:300, :451].expand(-1, 4, -1))
     assert torch.equal(pixel_values[:, :, 451:], pixel_values[:, :, 450:451].expand(-1, -1, 5))
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 37), (37, 1), (8, 1), (7, 9)])
-def test_thin_pictures(processor: LGQImageProcessor, height: int, width: int) -> None:
-    image = Image.fromarray(CHELSEA[100 : 100 + height, 200 : 200 + width])
-    batch = processor(image, return_tensors="pt")
-    assert batch["pixel_values"].shape == (1, 3, -(-height // 8) * 8, -(-width // 8) * 8)
-    assert batch["original_sizes"].tolist() == [[height, width]]
-    assert torch.equal(batch["pixel_values"][0, :, -1, -1], batch["pixel_values"][0, :, height - 1, width - 1])
-    [back] = processor.postprocess(batch["pixel_values"], batch["original_sizes"])
-    np.testing.assert_array_equal(np.asarray(back), np.asarray(image))
-
-
-@pytest.mark.parametrize(("multiple", "padded"), [(1, (19, 29)), (16, (32, 32)), (19, (19, 38)), (7, (21, 35))])
-def test_pad_to_multiple_of(multiple: Any, padded: tuple[int, int]) -> None:
-    for batch in (
-        LGQImageProcessor(pad_to_multiple_of=multiple)(THUMBNAIL, return_tensors="pt"),
-        LGQImageProcessor()(THUMBNAIL, return_tensors="pt", pad_to_multiple_of=multiple),
-    ):
-        assert batch["pixel_values"].shape[2:] == padded
-        assert batch["original_sizes"].tolist() == [[19, 29]]
-
-
-def test_without_padding(processor: LGQImageProcessor) -> None:
-    assert processor(CHELSEA, return_tensors="pt", do_pad=False)["pixel_values"].shape == (1, 3, 300, 451)
+    for multiple, padded in ((1, (19, 29)), (16, (32, 32)), (7, (21, 35))):
+        assert (
+            processor(THUMBNAIL, return_tensors="pt", pad_to_multiple_of=multiple)["pixel_values"].shape[2:] == padded
+        )
 
 
 def test_without_return_tensors_sizes_may_differ(processor: LGQImageProcessor) -> None:
@@ -157,25 +121,6 @@ def test_without_return_tensors_sizes_may_differ(processor: LGQImageProcessor) -
     tensors = [torch.from_numpy(picture)[None] for picture in batch["pixel_values"]]
     for tensor, size, original in zip(tensors, batch["original_sizes"], (CHELSEA, ASTRONAUT), strict=True):
         np.testing.assert_array_equal(np.asarray(processor.postprocess(tensor, [size])[0]), original)
-
-
-def test_numpy_batch(processor: LGQImageProcessor) -> None:
-    batch = processor([THUMBNAIL, THUMBNAIL[:18]], return_tensors="np")
-    assert (batch["pixel_values"].shape, batch["pixel_values"].dtype) == ((2, 3, 24, 32), np.float32)
-    assert (batch["original_sizes"].tolist(), batch["original_sizes"].dtype) == ([[19, 29], [18, 29]], np.int64)
-
-
-def test_input_is_left_alone(processor: LGQImageProcessor) -> None:
-    array, tensor = THUMBNAIL.copy(), torch.rand(3, 19, 29)
-    image, before = Image.fromarray(array), tensor.clone()
-    processor([array, image], return_tensors="pt")
-    processor(tensor, return_tensors="pt", do_rescale=False)
-    np.testing.assert_array_equal(array, THUMBNAIL)
-    np.testing.assert_array_equal(np.asarray(image), THUMBNAIL)
-    assert torch.equal(tensor, before)
-
-
-# --- resize and crop --------------------------------------------------------------------------------------------
 
 
 def test_resize_is_pillows_lanczos() -> None:
@@ -192,28 +137,9 @@ def test_center_crop_cuts_the_middle() -> None:
     processor = LGQImageProcessor(do_center_crop=True, crop_size={"height": 200, "width": 101})
     np.testing.assert_array_equal(picture_of(CHELSEA, processor), CHELSEA[50:250, 175:276])
     np.testing.assert_array_equal(picture_of(CHELSEA, processor, crop_size=256), CHELSEA[22:278, 97:353])
-
-
-def test_resize_and_crop_make_a_batch_of_anything() -> None:
     processor = LGQImageProcessor(do_resize=True, do_center_crop=True, size=64, crop_size=64)
     batch = processor([CHELSEA, ASTRONAUT, CHELSEA.transpose(1, 0, 2), THUMBNAIL], return_tensors="pt")
     assert batch["pixel_values"].shape == (4, 3, 64, 64)
-    assert batch["original_sizes"].tolist() == [[64, 64]] * 4
-
-
-def test_crop_larger_than_the_picture(processor: LGQImageProcessor) -> None:
-    with pytest.raises(ValueError, match=r"300x451 is smaller than the crop 512x512; set do_resize=True"):
-        processor(CHELSEA, do_center_crop=True, crop_size=512)
-    with pytest.raises(ValueError, match=r"crop_size: expected a height and a width of at least 1"):
-        processor(CHELSEA, do_center_crop=True, crop_size={"shortest_edge": 64})
-
-
-def test_resize_refuses_floats(processor: LGQImageProcessor) -> None:
-    with pytest.raises(ValueError, match=r"do_resize works on uint8 pictures, got float32"):
-        processor(torch.rand(3, 16, 16), do_rescale=False, do_resize=True)
-
-
-# --- PIL modes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"])
@@ -226,14 +152,6 @@ def test_opaque_modes_are_pillows_rgb(mode: str) -> None:
         np.testing.assert_array_equal(picture_of(image), THUMBNAIL)
     elif mode in ("YCbCr", "LAB", "HSV"):
         assert np.abs(picture_of(image).astype(int) - THUMBNAIL).mean() < 3
-
-
-def test_black_and_white() -> None:
-    image = Image.new("1", (5, 4))
-    image.putpixel((2, 1), 1)
-    picture = picture_of(image)
-    assert picture[1, 2].tolist() == [255] * 3
-    assert picture.sum() == 3 * 255
 
 
 @pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "RGBa"])
@@ -250,35 +168,6 @@ def test_alpha_is_composited_over_white(mode: str) -> None:
     assert picture[-1, -1].tolist() == np.asarray(image.convert("RGBA"))[-1, -1, :3].tolist()
 
 
-def test_palette_of_transparent_colours() -> None:
-    image = Image.fromarray(np.full((4, 5, 4), (255, 0, 0, 128), dtype=np.uint8)).quantize(4)
-    assert (image.mode, image.has_transparency_data, "transparency" in image.info) == ("P", True, False)
-    assert (picture_of(image) == (255, 127, 127)).all()
-
-
-def test_half_transparent_red_is_pink() -> None:
-    rgba = np.full((8, 8, 4), (255, 0, 0, 128), dtype=np.uint8)
-    for given in (Image.fromarray(rgba), rgba, rgba.transpose(2, 0, 1), torch.from_numpy(rgba)):
-        assert (picture_of(given) == (255, 127, 127)).all()
-
-
-def test_palette_with_transparency() -> None:
-    image = Image.new("P", (6, 4), 1)
-    image.putpalette([0, 0, 0, 200, 100, 50, 10, 20, 30])
-    image.putpixel((3, 2), 2)
-    image.putpixel((0, 0), 0)
-    one_key = decoded(encoded(image, "PNG", transparency=2))
-    alphas = decoded(encoded(image, "PNG", transparency=bytes([255, 128, 0])))
-    gif = decoded(encoded(image, "GIF", transparency=2))
-    for transparent, brown in ((one_key, [200, 100, 50]), (alphas, [227, 177, 152]), (gif, [200, 100, 50])):
-        assert transparent.mode == "P"
-        assert "transparency" in transparent.info
-        picture = picture_of(transparent)
-        assert picture[2, 3].tolist() == [255] * 3
-        assert picture[0, 0].tolist() == [0] * 3
-        assert picture[1, 1].tolist() == brown
-
-
 @pytest.mark.parametrize(("mode", "key"), [("L", 7), ("RGB", (7, 7, 7)), ("1", 1)])
 def test_transparent_colour_of_a_png(mode: str, key: Any) -> None:
     image = Image.new(mode, (5, 4), 0)
@@ -290,19 +179,24 @@ def test_transparent_colour_of_a_png(mode: str, key: Any) -> None:
     assert picture.sum() == 3 * 255
 
 
-# --- 16 bits ----------------------------------------------------------------------------------------------------
+def test_palette_with_transparency() -> None:
+    image = Image.new("P", (6, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50, 10, 20, 30])
+    image.putpixel((3, 2), 2)
+    one_key = decoded(encoded(image, "PNG", transparency=2))
+    alphas = decoded(encoded(image, "PNG", transparency=bytes([255, 128, 0])))
+    for transparent, brown in ((one_key, [200, 100, 50]), (alphas, [227, 177, 152])):
+        assert transparent.mode == "P"
+        picture = picture_of(transparent)
+        assert picture[2, 3].tolist() == [255] * 3 and picture[1, 1].tolist() == brown
+    half_red = Image.fromarray(np.full((4, 5, 4), (255, 0, 0, 128), dtype=np.uint8)).quantize(
+        4
+    )  # alpha in the palette
+    assert (picture_of(half_red) == (255, 127, 127)).all()
+
 
 LEVELS_16 = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 LEVELS_8 = np.round(LEVELS_16.astype(np.float64) * 255 / 65535).astype(np.uint8)
-
-
-def test_16_bit_png(tmp_path: Path) -> None:
-    path = tmp_path / "gradient.png"
-    Image.fromarray(LEVELS_16).save(path)
-    with Image.open(path) as image:
-        assert image.mode.startswith("I")
-        np.testing.assert_array_equal(picture_of(image), LEVELS_8[..., None].repeat(3, axis=2))
-    np.testing.assert_array_equal(picture_of(str(path)), LEVELS_8[..., None].repeat(3, axis=2))
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N", "I"])
@@ -313,30 +207,6 @@ def test_16_bit_modes(mode: str) -> None:
     np.testing.assert_array_equal(picture_of(image)[..., 0], LEVELS_8)
     assert picture_of(image)[-1, -1].tolist() == [255] * 3
 
-
-def test_transparent_level_of_a_16_bit_png() -> None:
-    image = decoded(encoded(Image.fromarray(LEVELS_16), "PNG", transparency=300))
-    assert image.info["transparency"] == 300
-    expected = LEVELS_8.copy()
-    expected[1, 44] = 255
-    np.testing.assert_array_equal(picture_of(image)[..., 0], expected)
-
-
-@pytest.mark.parametrize("value", [-1, 65536])
-def test_mode_i_outside_16_bits(processor: LGQImageProcessor, value: int) -> None:
-    image = Image.new("I", (4, 4), 5)
-    image.putpixel((1, 1), value)
-    with pytest.raises(ValueError, match=rf"mode 'I': expected values in 0\.\.65535, got .*{value}"):
-        processor(image)
-
-
-@pytest.mark.parametrize("mode", ["F", "La"])
-def test_modes_that_are_refused(processor: LGQImageProcessor, mode: str) -> None:
-    with pytest.raises(ValueError, match=rf"image of mode '{mode}': expected one of 1, CMYK.*; scale it to 0\.\.255"):
-        processor(Image.new(mode, (4, 4)))
-
-
-# --- files ------------------------------------------------------------------------------------------------------
 
 STORED = {
     1: lambda a: a,
@@ -356,68 +226,50 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     upright = CHELSEA[40:160, 100:287]
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-    path = tmp_path / "turned.jpg"
-    stored.save(path, exif=exif, quality=95, subsampling=0)
-    with Image.open(path) as image:
-        assert image.getexif()[0x0112] == orientation
-        from_image = picture_of(image)
-    assert from_image.shape == upright.shape
-    assert np.abs(from_image.astype(int) - upright).mean() < 2
-    np.testing.assert_array_equal(picture_of(str(path)), from_image)
-    # without loss, and in 16 bits
-    np.testing.assert_array_equal(picture_of(decoded(encoded(stored, "PNG", exif=exif))), upright)
+    path = tmp_path / "turned.png"
+    stored.save(path, exif=exif)
+    for given in (Image.open(path), str(path)):
+        np.testing.assert_array_equal(picture_of(given), upright)
     grey = Image.fromarray(np.ascontiguousarray(STORED[orientation](LEVELS_16[:20])))
     np.testing.assert_array_equal(picture_of(decoded(encoded(grey, "PNG", exif=exif)))[..., 0], LEVELS_8[:20])
 
 
-def test_cmyk_jpeg(tmp_path: Path) -> None:
-    path = tmp_path / "print.jpg"
-    Image.fromarray(ASTRONAUT).convert("CMYK").save(path, quality=95, subsampling=0)
-    with Image.open(path) as image:
-        assert image.mode == "CMYK"
-        np.testing.assert_array_equal(picture_of(image), np.asarray(image.convert("RGB")))
-    assert np.abs(picture_of(str(path)).astype(int) - ASTRONAUT).mean() < 3
-
-
-def test_paths_and_urls_keep_the_mode(tmp_path: Path, processor: LGQImageProcessor) -> None:
+def test_paths_and_addresses(tmp_path: Path, processor: LGQImageProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
     rgba = np.dstack([THUMBNAIL, np.linspace(0, 255, 19 * 29).reshape(19, 29).astype(np.uint8)])
     path = tmp_path / "glass.png"
     Image.fromarray(rgba).save(path)
     expected = picture_of(rgba)
     assert (expected != THUMBNAIL).any()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            """Says nothing."""
-
-    handler = functools.partial(Quiet, directory=str(tmp_path))
+    data_url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    for source in (str(path), path, data_url, [[str(path)]]):
+        np.testing.assert_array_equal(picture_of(source), expected)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+        threading.Thread(target=server.serve_forever).start()
         try:
             url = f"http://127.0.0.1:{server.server_port}/glass.png"
             np.testing.assert_array_equal(picture_of(url), expected)
+            monkeypatch.setattr(image_processing_lgq, "MAX_BYTES", 1000)
+            with pytest.raises(ValueError, match="more than 1000 bytes"):
+                processor(url)
         finally:
             server.shutdown()
-            thread.join()
-    data_url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    for source in (str(path), path, data_url, [path], [[str(path)]]):
-        np.testing.assert_array_equal(picture_of(source), expected)
-    assert processor([path, str(path), rgba], return_tensors="pt")["pixel_values"].shape == (3, 3, 24, 32)
 
 
-def test_sources_that_cannot_be_opened(tmp_path: Path, processor: LGQImageProcessor) -> None:
-    with pytest.raises(ValueError, match=r"a file's path, an http\(s\) URL or a data:image URL, got 'no\.png'"):
+def test_files_that_are_not_opened(
+    tmp_path: Path, processor: LGQImageProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same rules as everywhere in the package: `tests/lgq_hf/images/test_opening.py` has the rest."""
+    with pytest.raises(ValueError, match=r"file's path, .* got 'no\.png'"):
         processor("no.png")
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(OSError, match="cannot identify image file"):
-        processor(tmp_path / "text.png")
     (tmp_path / "cut.png").write_bytes(encoded(Image.fromarray(ASTRONAUT), "PNG")[:1000])
-    with pytest.raises(OSError, match="truncated"):
+    with pytest.raises(ValueError, match=r"cut\.png: truncated"):
         processor(tmp_path / "cut.png")
-
-
-# --- arrays and tensors -----------------------------------------------------------------------------------------
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+    Image.fromarray(THUMBNAIL).save(tmp_path / "eps.png", "EPS")
+    with pytest.raises(ValueError, match=r"eps\.png: not an image"):
+        processor(tmp_path / "eps.png")
 
 
 def test_arrays_of_every_layout() -> None:
@@ -439,18 +291,16 @@ def test_arrays_of_every_layout() -> None:
 
 def test_batches_and_mixtures(processor: LGQImageProcessor) -> None:
     batch_NHWC = np.stack([THUMBNAIL, THUMBNAIL[::-1]])
-    expected = processor([THUMBNAIL, THUMBNAIL[::-1]], return_tensors="pt")["pixel_values"]
+    expected = processor([THUMBNAIL, THUMBNAIL[::-1]], return_tensors="np")["pixel_values"]
     for given in (
         batch_NHWC,
         torch.from_numpy(batch_NHWC).permute(0, 3, 1, 2),
-        [Image.fromarray(THUMBNAIL), THUMBNAIL[::-1]],
-        [torch.from_numpy(THUMBNAIL).permute(2, 0, 1), Image.fromarray(THUMBNAIL[::-1])],
-        [[THUMBNAIL], [THUMBNAIL[::-1]]],
+        [[torch.from_numpy(THUMBNAIL).permute(2, 0, 1)], Image.fromarray(THUMBNAIL[::-1])],
     ):
-        assert torch.equal(processor(given, return_tensors="pt")["pixel_values"], expected)
+        np.testing.assert_array_equal(processor(given, return_tensors="np")["pixel_values"], expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_float_tensors(processor: LGQImageProcessor, dtype: torch.dtype) -> None:
     tensor = torch.rand(3, 8, 16, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     pixel_values = processor(tensor, return_tensors="pt", do_rescale=False)["pixel_values"]
@@ -459,12 +309,10 @@ def test_float_tensors(processor: LGQImageProcessor, dtype: torch.dtype) -> None
     torch.testing.assert_close(pixel_values[0], tensor.detach().float() * 2 - 1, atol=1e-6, rtol=0)
 
 
-def test_float_arrays_of_four_and_one_channels(processor: LGQImageProcessor) -> None:
-    rgba = np.full((8, 8, 4), (1, 0, 0, 0.5))
-    pixel_values = processor(rgba, return_tensors="pt", do_rescale=False)["pixel_values"]
-    assert pixel_values[0, :, 0, 0].tolist() == [1, 0, 0]
-    pixel_values = processor(np.full((8, 8), 0.75), return_tensors="pt", do_rescale=False)["pixel_values"]
-    assert (pixel_values == 0.5).all()
+def test_floats_of_four_and_one_channels(processor: LGQImageProcessor) -> None:
+    rgba = processor(np.full((8, 8, 4), (1, 0, 0, 0.5)), return_tensors="pt", do_rescale=False)["pixel_values"]
+    assert rgba[0, :, 0, 0].tolist() == [1, 0, 0]
+    assert (processor(np.full((8, 8), 0.75), return_tensors="pt", do_rescale=False)["pixel_values"] == 0.5).all()
 
 
 def test_input_data_format_settles_what_the_shape_does_not(processor: LGQImageProcessor) -> None:
@@ -480,73 +328,43 @@ def test_input_data_format_settles_what_the_shape_does_not(processor: LGQImagePr
         processor(THUMBNAIL, input_data_format="sideways")
 
 
+NAN = torch.zeros(3, 8, 8).index_fill(2, torch.tensor(3), torch.nan)
+
+
 @pytest.mark.parametrize(
-    ("array", "message"),
+    ("given", "options", "message"),
     [
-        (np.zeros((8, 8, 2), np.uint8), r"1, 3 or 4 channels \(channels_first or channels_last\), got .*\(8, 8, 2\)"),
-        (np.zeros((5, 8, 8), np.uint8), r"expected 1, 3 or 4 channels .*\(5, 8, 8\)"),
-        (np.zeros(8, np.uint8), r"expected pictures of shape \(H,W\).*got one of shape \(8,\)"),
-        (np.zeros((), np.uint8), r"got one of shape \(\)"),
-        (np.zeros((1, 2, 8, 8, 3), np.uint8), r"got one of shape \(1, 2, 8, 8, 3\)"),
-        (np.zeros((0, 8, 3), np.uint8), r"at least one pixel large.*got one of shape \(0, 8, 3\)"),
-        (np.zeros((8, 8, 3), np.uint16), r"expected uint8 values in 0\.\.255, got uint16; convert it, or pass floats"),
-        (np.zeros((8, 8, 3), np.int64), r"expected uint8 values in 0\.\.255, got int64"),
-        (np.zeros((8, 8, 3), bool), r"expected uint8 values in 0\.\.255, got bool"),
-        (np.zeros((8, 8, 3), np.float32), r"expected uint8 .*, got float32; .* with do_rescale=False"),
-        (torch.zeros(3, 8, 8, dtype=torch.bfloat16), r"expected uint8 values in 0\.\.255, got torch.bfloat16"),
-        (torch.zeros(3, 8, 8, dtype=torch.int32), r"expected uint8 values in 0\.\.255, got torch.int32"),
-        (np.full((8, 8, 3), None), r"expected uint8 values in 0\.\.255, got object"),
+        (np.zeros((8, 8, 2), np.uint8), {}, r"1, 3 or 4 channels .*\(8, 8, 2\)"),
+        (np.zeros(8, np.uint8), {}, r"shape \(8,\)"),
+        (np.zeros((1, 2, 8, 8, 3), np.uint8), {}, r"shape \(1, 2, 8, 8, 3\)"),
+        (np.zeros((0, 8, 3), np.uint8), {}, r"shape \(0, 8, 3\)"),
+        (np.zeros((8, 8, 3), np.uint16), {}, "got uint16"),
+        (np.zeros((8, 8, 3), bool), {}, "got bool"),
+        (torch.zeros(3, 8, 8, dtype=torch.bfloat16), {}, r"got torch\.bfloat16; .*do_rescale=False"),
+        (NAN, {"do_rescale": False}, "got NaN or infinity"),
+        (np.full((8, 8, 3), 1.5), {"do_rescale": False}, r"got 1\.5\.\.1\.5"),
+        (torch.full((3, 8, 8), -0.25), {"do_rescale": False}, r"got -0\.25"),
+        (Image.fromarray(THUMBNAIL), {"do_rescale": False}, "got uint8"),
+        (torch.rand(3, 16, 16), {"do_rescale": False, "do_resize": True}, "do_resize .*float32"),
+        (CHELSEA, {"do_center_crop": True, "crop_size": 512}, "300x451 .*512x512"),
+        (CHELSEA, {"do_center_crop": True, "crop_size": {"shortest_edge": 64}}, "crop_size: "),
+        (Image.new("F", (4, 4)), {}, "mode 'F'"),
+        (Image.new("I", (4, 4), -1), {}, r"mode 'I': .*-1"),
+        (Image.new("I", (4, 4), 65536), {}, r"mode 'I': .*65536"),
+        ([CHELSEA, ASTRONAUT], {}, "304x456, 512x512 after padding"),
+        ([[]], {}, "at least one image"),
+        (torch.zeros(0, 3, 8, 8), {}, "at least one image"),
     ],
 )
-def test_arrays_that_are_refused(processor: LGQImageProcessor, array: Any, message: str) -> None:
+def test_what_is_refused(processor: LGQImageProcessor, given: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        processor(array)
+        processor(given, return_tensors="pt", **options)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (np.full((8, 8, 3), np.nan), r"finite floats in \[0, 1\], got NaN or infinity"),
-        (np.full((8, 8, 3), np.inf), r"got NaN or infinity"),
-        (np.full((8, 8, 3), -np.inf, np.float16), r"got NaN or infinity"),
-        (np.full((8, 8, 3), 1.5), r"floats in \[0, 1\], got 1\.5\.\.1\.5; scale them, or pass uint8"),
-        (torch.full((3, 8, 8), -0.25), r"floats in \[0, 1\], got -0\.25"),
-        (np.zeros((8, 8, 3), np.uint8), r"floats in \[0, 1\], got uint8; leave do_rescale=True for PIL"),
-        (Image.fromarray(THUMBNAIL), r"floats in \[0, 1\], got uint8"),
-        (np.zeros((8, 8, 3), np.int64), r"floats in \[0, 1\], got int64"),
-    ],
-)
-def test_values_that_are_refused_without_rescaling(processor: LGQImageProcessor, given: Any, message: str) -> None:
-    with pytest.raises(ValueError, match="do_rescale=False expects .*" + message):
-        processor(given, do_rescale=False)
-
-
-def test_one_nan_among_numbers(processor: LGQImageProcessor) -> None:
-    tensor = torch.rand(3, 8, 8)
-    tensor[1, 2, 3] = torch.nan
-    with pytest.raises(ValueError, match="got NaN or infinity"):
-        processor(tensor, do_rescale=False)
-
-
-@pytest.mark.parametrize("given", [3, None, {"image": THUMBNAIL}, [[1, 2], [3, 4]], b"bytes"])
-def test_things_that_are_no_pictures(processor: LGQImageProcessor, given: Any) -> None:
-    with pytest.raises(TypeError, match=r"expected a PIL image, path, URL, numpy array, torch tensor or a list"):
+@pytest.mark.parametrize("given", [None, {"image": THUMBNAIL}, [[1, 2], [3, 4]], b"bytes"])
+def test_things_that_are_no_images(processor: LGQImageProcessor, given: Any) -> None:
+    with pytest.raises(TypeError, match="expected a PIL image, path, URL"):
         processor(given)
-
-
-@pytest.mark.parametrize("given", [[], (), [[]], np.zeros((0, 8, 8, 3), np.uint8), torch.zeros(0, 3, 8, 8)])
-def test_empty_batch(processor: LGQImageProcessor, given: Any) -> None:
-    with pytest.raises(ValueError, match="expected at least one image, got none"):
-        processor(given, return_tensors="pt")
-
-
-def test_pictures_of_different_sizes(processor: LGQImageProcessor) -> None:
-    message = r"different sizes cannot be stacked.*304x456, 512x512 after padding; process them one at a time, or make"
-    with pytest.raises(ValueError, match=message):
-        processor([CHELSEA, ASTRONAUT], return_tensors="pt")
-    many = [Image.fromarray(THUMBNAIL[: 2 * n]) for n in range(1, 8)]
-    with pytest.raises(ValueError, match=r"got 2x29, 4x29, 6x29, 8x29, 10x29, \.\.\. after"):
-        processor(many, return_tensors="pt", do_pad=False)
 
 
 def test_do_convert_rgb_false_refuses_what_is_not_rgb() -> None:
@@ -559,42 +377,25 @@ def test_do_convert_rgb_false_refuses_what_is_not_rgb() -> None:
         processor(THUMBNAIL[..., 0])
 
 
-# --- options ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "value"),
     [
-        ({"pad_to_multiple_of": 0}, r"pad_to_multiple_of: expected a positive int, got 0"),
-        ({"pad_to_multiple_of": -8}, r"pad_to_multiple_of: expected a positive int, got -8"),
-        ({"image_mean": [0.5, 0.5]}, r"image_mean: expected one finite number or one per channel \(3\)"),
-        ({"image_std": [0.5, float("nan"), 0.5]}, r"image_std: expected one finite number or one per channel"),
-        ({"image_std": [0.5, 0.0, 0.5]}, r"image_std: expected positive numbers"),
-        ({"rescale_factor": 0.0}, r"rescale_factor: expected a positive number, got 0\.0"),
-        ({"pad_size": {"height": 8, "width": 8}}, r"pad_size: LGQImageProcessor has no use for it"),
-        ({"device": "cpu"}, r"device: LGQImageProcessor has no use for it, got 'cpu'; leave it out"),
-        ({"data_format": "channels_last"}, r"data_format: pixel_values are always channels_first"),
+        ("pad_to_multiple_of", 0),
+        ("pad_to_multiple_of", -8),
+        ("image_mean", [0.5, 0.5]),
+        ("image_std", [0.5, float("nan"), 0.5]),
+        ("image_std", [0.5, 0.0, 0.5]),
+        ("rescale_factor", 0.0),
+        ("pad_size", {"height": 8, "width": 8}),
+        ("data_format", "channels_last"),
+        ("do_resise", True),
     ],
 )
-def test_options_that_are_refused(processor: LGQImageProcessor, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LGQImageProcessor(**options)
-    with pytest.raises(ValueError, match=message):
-        processor(THUMBNAIL, **options)
-
-
-@pytest.mark.parametrize("multiple", [8.0, True, "8"])
-def test_pad_to_multiple_of_must_be_an_int(multiple: Any) -> None:
-    with pytest.raises(ValueError, match="pad_to_multiple_of: expected a positive int"):
-        LGQImageProcessor(pad_to_multiple_of=multiple)
-
-
-def test_unknown_options(processor: LGQImageProcessor) -> None:
-    misspelt: Any = {"do_resise": True}
-    with pytest.raises(TypeError, match=r"unknown options \['do_resise'\]; expected some of \['crop_size'"):
-        LGQImageProcessor(**misspelt)
-    with pytest.raises(TypeError, match="do_resise"):
-        processor(THUMBNAIL, **misspelt)
+def test_options_that_are_refused(processor: LGQImageProcessor, name: str, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=name):
+        LGQImageProcessor(**{name: value})  # type: ignore[misc]
+    with pytest.raises((ValueError, TypeError), match=name):
+        processor(THUMBNAIL, **{name: value})  # type: ignore[misc]
 
 
 def test_defaults(processor: LGQImageProcessor) -> None:
@@ -618,29 +419,15 @@ def test_defaults(processor: LGQImageProcessor) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"size": 64, "do_resize": True, "crop_size": 48, "do_center_crop": True, "resample": Image.Resampling.BICUBIC},
-        {"pad_to_multiple_of": 16, "image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD},
-        {"do_pad": False, "do_normalize": False, "rescale_factor": 0.1},
-    ],
-)
-def test_save_and_load(tmp_path: Path, options: dict[str, Any]) -> None:
-    processor = LGQImageProcessor(**options)
+def test_save_and_load(tmp_path: Path) -> None:
+    sizes: Any = {"size": 64, "do_resize": True, "crop_size": 48, "do_center_crop": True, "pad_to_multiple_of": 16}
+    processor = LGQImageProcessor(**sizes, image_mean=IMAGENET_DEFAULT_MEAN, resample=Image.Resampling.BICUBIC)
     processor.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert saved["image_processor_type"] == "LGQImageProcessor"
-    assert saved["pad_to_multiple_of"] == processor.pad_to_multiple_of
     loaded = LGQImageProcessor.from_pretrained(tmp_path)
     # `auto_map` is bookkeeping: save_pretrained adds it where the class is registered for remote code
-    options_of = [{**each.to_dict(), "auto_map": None} for each in (processor, loaded)]
-    assert options_of[0] == options_of[1]
-    expected = processor(CHELSEA, return_tensors="pt")
-    actual = loaded(CHELSEA, return_tensors="pt")
-    assert torch.equal(actual["pixel_values"], expected["pixel_values"])
-    assert torch.equal(actual["original_sizes"], expected["original_sizes"])
+    assert {**processor.to_dict(), "auto_map": None} == {**loaded.to_dict(), "auto_map": None}
+    pixels = (one(CHELSEA, return_tensors="pt")["pixel_values"] for one in (loaded, processor))
+    assert torch.equal(*pixels)
     changed = LGQImageProcessor.from_pretrained(tmp_path, size=32, pad_to_multiple_of=4)
     assert (changed.size, changed.pad_to_multiple_of) == ({"shortest_edge": 32}, 4)
 
@@ -655,10 +442,7 @@ def test_the_file_travels_alone() -> None:
     assert outside == {"numpy", "torch", "PIL", "transformers"}
 
 
-# --- postprocess ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_postprocess_types(processor: LGQImageProcessor, dtype: torch.dtype) -> None:
     pixel_values = processor([CHELSEA, CHELSEA[::-1]], return_tensors="pt")["pixel_values"].to(dtype)
     sizes = [(300, 451), (10, 20)]
@@ -678,21 +462,8 @@ def test_postprocess_types(processor: LGQImageProcessor, dtype: torch.dtype) -> 
 
 
 def test_postprocess_clamps_what_overshoots(processor: LGQImageProcessor) -> None:
-    pixel_values = torch.tensor([-3.0, -1.001, -1.0, 0.0, 1.0, 1.001, 1e30]).reshape(1, 1, 1, 7).repeat(1, 3, 1, 1)
-    [array] = processor.postprocess(pixel_values, output_type="np")
-    assert array[0, :, 0].tolist() == [0, 0, 0, 0.5, 1, 1, 1]
-    assert np.asarray(processor.postprocess(pixel_values)[0])[0, :, 1].tolist() == [0, 0, 0, 128, 255, 255, 255]
-
-
-def test_postprocess_rounds_half_to_even() -> None:
-    processor = LGQImageProcessor(do_normalize=False)
-    halves = torch.arange(255, dtype=torch.float64).add(0.5)
-    pixel_values = halves.div(255).float()
-    exact = (pixel_values * 255).double() == halves
-    assert exact.sum() > 50
-    [image] = processor.postprocess(pixel_values.reshape(1, 1, 1, 255).repeat(1, 3, 1, 1))
-    rounded = torch.from_numpy(np.array(image)[0, :, 0])[exact]
-    assert (rounded % 2 == 0).all()
+    pixel_values = torch.tensor([-3.0, -1.001, 0.0, 1.001, 1e30]).reshape(1, 1, 1, 5).repeat(1, 3, 1, 1)
+    assert np.asarray(processor.postprocess(pixel_values)[0])[0, :, 1].tolist() == [0, 0, 128, 255, 255]
 
 
 def test_postprocess_sizes_of_every_kind(processor: LGQImageProcessor) -> None:
@@ -707,36 +478,20 @@ def test_postprocess_sizes_of_every_kind(processor: LGQImageProcessor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        (
-            (torch.zeros(3, 8, 8),),
-            ValueError,
-            r"expected floats of shape \(B,3,H,W\), got torch.float32 of shape \(3, 8",
-        ),
-        ((torch.zeros(1, 4, 8, 8),), ValueError, r"expected floats of shape .*\(1, 4, 8, 8\)"),
-        ((torch.zeros(1, 3, 0, 8),), ValueError, r"expected floats of shape .*\(1, 3, 0, 8\)"),
-        ((torch.zeros(1, 3, 8, 8, dtype=torch.uint8),), ValueError, r"expected floats .*got torch.uint8 of shape"),
-        ((np.zeros((1, 3, 8, 8)),), TypeError, r"pixel_values: expected a torch tensor, got ndarray"),
-        ((torch.full((1, 3, 8, 8), torch.nan),), ValueError, r"pixel_values: expected finite values, got NaN or inf"),
-        ((torch.full((1, 3, 8, 8), -torch.inf),), ValueError, r"pixel_values: expected finite values"),
-        ((torch.zeros(2, 3, 8, 8), [(8, 8)]), ValueError, r"expected one size for each of 2 pictures, got 1"),
-        ((torch.zeros(1, 3, 8, 8), [(9, 8)]), ValueError, r"expected 1x1 to 8x8 \(the padded size\), got 9x8"),
-        ((torch.zeros(1, 3, 8, 8), [(8, 9)]), ValueError, r"got 8x9"),
-        ((torch.zeros(1, 3, 8, 8), [(0, 8)]), ValueError, r"got 0x8"),
-        ((torch.zeros(1, 3, 8, 8), [(8, 8, 3)]), ValueError, r"original_sizes: expected \(B,2\) integers"),
-        ((torch.zeros(1, 3, 8, 8), [(8.0, 8.0)]), ValueError, r"original_sizes: expected \(B,2\) integers"),
-        ((torch.zeros(1, 3, 8, 8), torch.ones(2)), ValueError, r"original_sizes: expected \(B,2\) integers"),
-        ((torch.zeros(1, 3, 8, 8), 8), ValueError, r"original_sizes: expected \(B,2\) integers"),
-        (
-            (torch.zeros(1, 3, 8, 8), None, "jpeg"),
-            ValueError,
-            r"output_type: expected 'pil', 'np' or 'pt', got 'jpeg'",
-        ),
+        ((torch.zeros(3, 8, 8),), r"\(3, 8, 8\)"),
+        ((torch.zeros(1, 4, 8, 8),), r"\(1, 4, 8, 8\)"),
+        ((torch.zeros(1, 3, 8, 8, dtype=torch.uint8),), r"torch\.uint8"),
+        ((np.zeros((1, 3, 8, 8)),), "got ndarray"),
+        ((torch.full((1, 3, 8, 8), torch.nan),), "NaN"),
+        ((torch.zeros(2, 3, 8, 8), [(8, 8)]), "each of 2 pictures, got 1"),
+        ((torch.zeros(1, 3, 8, 8), [(9, 8)]), "got 9x8"),
+        ((torch.zeros(1, 3, 8, 8), [(8, 9)]), "got 8x9"),
+        ((torch.zeros(1, 3, 8, 8), [(8.0, 8.0)]), r"\(B,2\) integers"),
+        ((torch.zeros(1, 3, 8, 8), None, "jpeg"), "got 'jpeg'"),
     ],
 )
-def test_postprocess_refusals(
-    processor: LGQImageProcessor, arguments: tuple[Any, ...], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
+def test_postprocess_refusals(processor: LGQImageProcessor, arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         processor.postprocess(*arguments)
