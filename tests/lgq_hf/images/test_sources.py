@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lgq_hf.checkpoint.loading import Reference
 from lgq_hf.images.sources import DatasetSource, ImageSource, open_source
+from lgq_hf.images.views import Preprocessing
+from lgq_hf.tokens.encoding import Encoding
+from lgq_hf.tokens.plan import make_plan
 
 Sources = dict[str, tuple[str, dict[str, Any]]]
 
@@ -190,3 +194,16 @@ def test_names_that_are_no_text(pictures: Path, tmp_path: Path) -> None:
     assert source.features["label"].names == ["gr\\xfcn"]
     assert source.read(0).size == Image.open(pictures / "cats" / "01.jpg").size
     source.digest()
+
+
+def test_no_rows(reference: Reference) -> None:
+    empty = datasets.Dataset.from_dict({"image": []}, features=datasets.Features({"image": datasets.Image()}))
+    options: Any = {"image_column": None, "label_column": None, "id_column": None, "keep": ()}
+    with pytest.raises(ValueError, match="nothing to do: rows has no pictures"):
+        make_plan(
+            reference,
+            "tiny",
+            DatasetSource(empty, "dataset", "rows", "train", **options),
+            Preprocessing(64),
+            Encoding(),
+        )
