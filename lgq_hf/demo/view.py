@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from lgq_hf.checkpoint import Checkpoint
-from lgq_hf.images.opening import read_picture
 from lgq_hf.images.stored import to_rgb
 from lgq_hf.metrics.reconstruction import psnr, ssim
+from lgq_hf.tokenizer.image_processing_lgq import read_image
 
 Numbers = list[tuple[str, str, str]]  # key, label, text
 MOST_BYTES = 20 * 2**20  # of an uploaded file
@@ -43,7 +43,7 @@ def open_upload(path: Path) -> Image.Image:
     if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
         raise ValueError(f"the file has {size / 2**20:.1f} MB, expected at most {MOST_BYTES // 2**20} MB: shrink it")
     try:
-        return to_rgb(read_picture(path))
+        return to_rgb(read_image(path))
     except ValueError as error:
         raise ValueError(f"this file cannot be shown: {error}") from error
 
@@ -82,7 +82,7 @@ def samples() -> tuple[Sample, ...]:
     if not found:
         across, down = Image.linear_gradient("L").rotate(90), Image.linear_gradient("L")
         return (Sample("drawn", Image.merge("RGB", (across, down, Image.radial_gradient("L")))),)
-    return tuple(Sample(path.stem, to_rgb(read_picture(path))) for path in found)
+    return tuple(Sample(path.stem, to_rgb(read_image(path))) for path in found)
 
 
 @dataclass(frozen=True)

@@ -199,11 +199,6 @@ def test_names_that_are_no_text(pictures: Path, tmp_path: Path) -> None:
 def test_no_rows(reference: Reference) -> None:
     empty = datasets.Dataset.from_dict({"image": []}, features=datasets.Features({"image": datasets.Image()}))
     options: Any = {"image_column": None, "label_column": None, "id_column": None, "keep": ()}
+    source = DatasetSource(empty, "dataset", "rows", "train", **options)
     with pytest.raises(ValueError, match="nothing to do: rows has no pictures"):
-        make_plan(
-            reference,
-            "tiny",
-            DatasetSource(empty, "dataset", "rows", "train", **options),
-            Preprocessing(64),
-            Encoding(),
-        )
+        make_plan(reference, "tiny", source, Preprocessing(64), Encoding())
