@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+
 from benchmarks.equal_budget.carry_out import make_start
 from benchmarks.equal_budget.crops import cut
 from benchmarks.equal_budget.scales import SCALES
@@ -11,6 +13,7 @@ from tests.benchmarks.equal_budget.test_crops import make_corpus
 SCALE = SCALES["quick"]
 
 
+@pytest.mark.slow
 def test_everything_that_tables_show_is_measured(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", {"train": 1, "validation": 1, "test": 2})
     counts = {"train": 1, "validation": 1, "test": 3}

@@ -100,6 +100,7 @@ def test_docs_comparison_equals_the_numbers() -> None:
             assert (page.IMAGES / page.file_of(plot, "cpu")).is_file()
 
 
+@pytest.mark.slow
 def test_plots_are_small_and_the_same_each_time(tmp_path: Path) -> None:
     one = result()
     paths = draw(one, tmp_path / "one")
