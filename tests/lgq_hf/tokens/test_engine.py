@@ -23,6 +23,8 @@ from lgq_hf.checkpoint.loading import find_checkpoint, load_checkpoint
 from lgq_hf.images.sources import open_source
 from lgq_hf.images.views import Preprocessing, cut_views
 from lgq_hf.runtime import own_device, world
+from lgq_hf.tokens import EncodeImages
+from lgq_hf.tokens.encoding import Encoder
 from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import verify
 from lgq_hf.tokens.shards import Folder, read_footer
@@ -94,6 +96,7 @@ def test_a_second_run_makes_only_what_is_missing(job: MakeJob, digests: Digests)
     assert counted == [0]
     files[1].write_bytes(files[1].read_bytes()[:-100])  # cut short, and so not there
     files[2].unlink()
+    Path(made.output, "data", ".17-0123abcd.tmp.parquet").write_bytes(b"what a kill left")
     tokenize(made, started=counted.append)
     assert counted == [0, 6]
     assert digests(made.output) == before
@@ -184,6 +187,27 @@ def test_mixed_sizes_keep_their_grids(job: MakeJob, pictures: Path, digests: Dig
     for index in range(2):
         tokenize(job(tmp_path / "two", mixed_sizes=True, split="validation"), num_shards=2, shard_index=index)
     assert digests(tmp_path / "two") == digests(made.output)
+
+
+def test_batches_of_images_of_one_size_are_filled_up(
+    job: MakeJob, chelsea: Image.Image, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A convolution rounds by the size of its batch, on some machines: then tokens must not depend on what is left."""
+    seen: list[int] = []
+    original = Encoder.pixel_values
+
+    def note(self: Encoder, pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        return original(self, pixels)
+
+    monkeypatch.setattr(Encoder, "pixel_values", note)
+    tokenize(job())
+    EncodeImages(model_folder, size=64, batch_size=4)({"image": [chelsea] * 5})
+    assert set(seen) == {4}
+    seen.clear()
+    tokenize(job(tmp_path / "mixed", mixed_sizes=True))
+    EncodeImages(model_folder, batch_size=4)({"image": [chelsea] * 5})
+    assert seen[-2:] == [4, 1] and min(seen[:-2]) < 4
 
 
 def test_sizes_that_differ_without_leave(job: MakeJob) -> None:
