@@ -25,7 +25,7 @@ STATE_BOTH = "State the licence of these weights here, and of the pictures that 
 
 _IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.webp")
 _KINDS = ("*.safetensors", "*.json", "*.md", "*.yaml", "*.yml", "*.csv", "licen[sc]e*", "notice*", "copying*")
-_NEVER = (".*", "__pycache__", "checkpoint-*", "optimizer*")  # state of training
+_NEVER = (".*", "__pycache__", "checkpoint-*", "optimizer*", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _sort_out(folder: Path, code: set[Path]) -> tuple[dict[str, int], list[str]]
         if path.is_dir() and path not in places:
             continue
         path_in_repo = path.relative_to(folder)
-        hidden = any(fnmatchcase(part, pattern) for part in path_in_repo.parts for pattern in _NEVER)
+        hidden = any(fnmatchcase(part.lower(), never) for part in path_in_repo.parts for never in _NEVER)
         kinds = (*_KINDS, *_IMAGES) if path.parent in places else _IMAGES
         named = path in code or path in places or any(fnmatchcase(path.name.lower(), kind) for kind in kinds)
         if hidden or not named or not path.exists():

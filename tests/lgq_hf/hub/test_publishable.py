@@ -33,6 +33,7 @@ def test_a_tokenizer_goes_with_its_code_and_nothing_else(folder: Path) -> None:
     besides = {"LICENSE", "notice.txt", "samples.png", "images/grid.PNG"}
     others = {
         "pytorch_model.bin",
+        "LICENSE.PT",
         ".env",
         ".cache/huggingface/x.json",
         "__pycache__/modeling_lgq.pyc",
