@@ -161,26 +161,6 @@ def test_where_all_fail_nothing_is_written(tmp_path: Path, lgq: Lgq, broken: dic
     assert not output.parent.exists()
 
 
-def test_a_picture_too_large_for_the_memory_fails_alone(
-    tmp_path: Path, lgq: Lgq, album: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encode = LGQModel.encode
-
-    def small_memory(self: LGQModel, pixel_values: torch.Tensor) -> Any:
-        if pixel_values.shape[-1] == 64:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
-        return encode(self, pixel_values)
-
-    monkeypatch.setattr(LGQModel, "encode", small_memory)
-    result = lgq("encode", album, "-o", tmp_path / "t.npz")
-    assert result.status == 1
-    assert "a.jpg: not enough memory for an image of this size" in result.err
-    assert len(read_tokens(tmp_path / "t.npz").names) == 3
-    monkeypatch.setattr(LGQModel, "encode", lambda *_: torch.zeros(2) @ torch.zeros(3))
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # a defect of ours is not the picture's
-        lgq("encode", album, "-o", tmp_path / "t.npz")
-
-
 def test_tokens_of_another_model_are_refused(
     tmp_path: Path, lgq: Lgq, album: Path, model_folder: Path, other_model_folder: Path
 ) -> None:

@@ -43,6 +43,18 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -
     assert capsys.readouterr().err.startswith("usage: lgq")
 
 
+def test_arguments_are_read_without_torch() -> None:
+    # the package itself registers its classes with transformers when it is imported; here an empty one stands in
+    code = f"""
+import sys, types
+package = sys.modules["lgq_hf"] = types.ModuleType("lgq_hf")
+package.__path__ = [{str(Path(lgq_hf.__file__).parent)!r}]
+from lgq_hf.cli.main import main
+assert main(["encode", "--help"]) == 0 and not {{"torch", "transformers", "numpy", "PIL"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path, lgq: Lgq) -> None:
     (tmp_path / "x.png").mkdir()
     (tmp_path / "file").touch()
@@ -61,17 +73,6 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pa
         assert result.status == 2
         assert message in result.err
         assert result.err.startswith("lgq: ")
-
-
-def test_the_default_model_is_the_built_in_one(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("lgq_hf.checkpoint.loading.default_checkpoint", lambda: model_folder)
-    assert main(["info"]) == 0
-    assert capsys.readouterr().out.split()[:2] == ["model", "tiny"]
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    assert main(["encode", str(tmp_path), "-o", str(tmp_path / "t.npz")]) == 0
-    assert token_file.read_tokens(tmp_path / "t.npz").model == "tiny"
 
 
 @pytest.fixture

@@ -242,12 +242,8 @@ def test_the_check_finds_every_difference(build_model: Build) -> None:
 
     result = check_parity(model, encode, decode)
     assert (result["tokens"], result["differ"], result["latents"], result["pixels"]) == (66, 0, 0.0, 0.0)
-    moved = check_parity(model, lambda pixels: encode(pixels, shift=1e-5), lambda tokens: decode(tokens, shift=5e-5))
-    assert 0 < moved["latents"] < 1e-5 and 1e-5 < moved["pixels"] < 1e-4
     with pytest.raises(ExportError, match=r"other tokens than the model \(1 of 6 differ"):
         check_parity(model, lambda pixels: encode(pixels, token=1), decode)
-    with pytest.raises(ExportError, match=r"other tokens than the model \(shapes differ"):
-        check_parity(model, lambda pixels: (encode(pixels)[0][None], encode(pixels)[1]), decode)
     for shift in (0.1, np.nan):
         with pytest.raises(ExportError, match="exported latents .* allowed is 0.0001: nothing was written"):
             check_parity(model, lambda pixels, shift=shift: encode(pixels, shift=shift), decode)
