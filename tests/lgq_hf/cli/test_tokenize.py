@@ -70,6 +70,10 @@ def test_a_share_of_the_work(lgq: Callable[..., Any], folder: Path, tmp_path: Pa
         (["--size", "64"], "expected a SOURCE and --output, or --verify DIR"),
         (["/nowhere", "-o", "{out}", "--size", "64"], "nothing to do: there is no /nowhere"),
         (["{in}", "-o", "{out}", "--size", "64", "--num-shards", "2"], "belong together"),
+        (["{in}", "-o", "{out}", "--crops", "5"], "crops and crop_scale need a size"),
+        (["{in}", "-o", "{out}", "--size", "64", "--batch-size", "0"], "batch_size"),
+        (["{in}", "-o", "{out}", "--size", "64", "--label-column", "y"], "it has no columns"),
+        (["{in}", "-o", "{out}", "--mixed-sizes", "--compile"], "compile needs"),
         (["--verify", "{in}"], "no manifest.json in"),
         (
             ["{in}", "-o", "{out}", "--engine", "ray", "--device", "cpu"],
