@@ -95,6 +95,12 @@ def test_counts_fall_to_none(schedule: str, steps: int) -> None:
         before = after
 
 
+def test_no_number_draws_a_code_without_probability() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    drawn = [int(sample(logits, torch.tensor([u], dtype=torch.float64))) for u in (0.0, 0.5, 1 - 2**-53)]
+    assert drawn == [1, 3, 3]
+
+
 @pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-20])
 def test_the_coldest_draw_is_the_likeliest(temperature: float) -> None:
     logits = torch.randn(5, 9, generator=generator(0)) * 50
