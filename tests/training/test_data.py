@@ -102,14 +102,10 @@ def test_packages_of_a_corpus_that_come_again_or_not_at_all(corpus: Path, tmp_pa
     names = [second, f"{second} (2)", f"{second} (3)", third, last, f"{last} (2)", f"{last} (3)"]
     assert [pictures.id(index) for index in range(len(pictures))] == names
     assert contents(pictures) == [np.asarray(Image.open(corpus / name.split(" (")[0])).tolist() for name in names]
-    with pytest.raises(
-        ValueError, match=r"repeat: split 'train' of .* has no package \['d'\]; it has \['a', 'b', 'c'\]"
-    ):
+    with pytest.raises(ValueError, match=r"no package \['d'\]"):
         open_source("corpus", tmp_path, "train", repeat={"a": 2, "d": 2})
-    with pytest.raises(ValueError, match=r"repeat leaves no image of split 'train' of .*'c': 0"):
+    with pytest.raises(ValueError, match="'c': 0"):
         open_source("corpus", tmp_path, "train", repeat=dict.fromkeys("abc", 0))
-    with pytest.raises(ValueError, match="repeat is for kind 'corpus', whose images have packages, got kind 'folder'"):
-        open_source("folder", corpus, "train", repeat={"a": 2})
 
 
 def test_folder_with_and_without_splits(folder: Path, files: dict[str, bytes], expected: Any, tmp_path: Path) -> None:
@@ -125,13 +121,10 @@ def test_folder_with_and_without_splits(folder: Path, files: dict[str, bytes], e
         open_source("folder", tmp_path, "train")  # all of it would train on the validation pictures
     (tmp_path / "validation").rename(tmp_path / "more")
     assert len(opened("folder", tmp_path, "train")) == 2
-    with pytest.raises(ValueError, match=r"no folder 'test' in .*: put the images of this split into .*/test"):
+    with pytest.raises(ValueError, match="no folder 'test'"):
         open_source("folder", tmp_path, "test")
-    with pytest.raises(FileNotFoundError, match=r"no folder .*/missing: path must be a folder of images"):
+    with pytest.raises(FileNotFoundError, match="/missing"):
         open_source("folder", tmp_path / "missing", "train")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"nothing to do: .*/empty: no pictures found"):
-        open_source("folder", tmp_path / "empty", "train")
 
 
 def test_saved_datasets(dataset: Any, expected: Any, tmp_path: Path) -> None:
@@ -139,16 +132,12 @@ def test_saved_datasets(dataset: Any, expected: Any, tmp_path: Path) -> None:
     pictures = opened("dataset", tmp_path / "one", "train")
     assert contents(pictures) == [*expected, NO_PICTURE]
     assert pictures.id(3) == "train[3]"
-    with pytest.raises(ValueError, match=r"no split 'validation' in .*one: it holds \['train'\]"):
-        open_source("dataset", tmp_path / "one", "validation")
     datasets.DatasetDict(train=dataset, validation=dataset.select([4])).save_to_disk(tmp_path / "two")
     assert contents(opened("dataset", tmp_path / "two", "validation")) == [expected[4]]
     stream = streamed("dataset", tmp_path / "two", "train")
     assert [pixels_or_reason(lambda r=r: read_stored(r)) for r in stream.records(None)] == [*expected, NO_PICTURE]
     with pytest.raises(ValueError, match=r"no split 'test' in .*two: it holds \['train', 'validation'\]"):
         open_source("dataset", tmp_path / "two", "test")
-    with pytest.raises(ValueError, match=r"was written by save_to_disk: it has no configuration or revision; leave"):
-        open_source("dataset", tmp_path / "two", "train", revision="main")
 
 
 def test_local_datasets(files: dict[str, bytes], expected: Any, tmp_path: Path) -> None:
@@ -168,15 +157,8 @@ def test_local_datasets(files: dict[str, bytes], expected: Any, tmp_path: Path) 
         assert contents(opened("dataset", tmp_path / path, "train")) == expected[:2]
         stored = list(streamed("dataset", tmp_path / path, "train").records(None))
         assert [pixels_or_reason(lambda r=r: read_stored(r)) for r in stored] == expected[:2]
-        assert [stored_name(record).rpartition("/")[2].partition("::")[0] for record in stored] == [
-            "a.png",
-            "b.png",
-        ] or (path == "zipped" and stored_name(stored[0]).startswith("zip://a.png::"))
-    with pytest.raises(ValueError, match="tests"):  # in the words of datasets
-        open_source("dataset", tmp_path / "files", "tests")
-    with pytest.raises(
-        ValueError, match=r"no column 'picture' in .*table \(train\), which has \['image'\]: set image_"
-    ):
+        assert "a.png" in stored_name(stored[0]) and "b.png" in stored_name(stored[1])
+    with pytest.raises(ValueError, match=r"no column 'picture' .*\['image'\]"):
         open_source("dataset", tmp_path / "table", "train", image_column="picture", streaming=True)
     (tmp_path / "files" / "train" / "a.png").unlink()
     assert pixels_or_reason(lambda: opened("dataset", tmp_path / "table", "train").read(0)) == "no such file"
@@ -194,10 +176,6 @@ def test_parquet(shards: Path, expected: Any, files: dict[str, bytes], tmp_path:
             assert [pixels_or_reason(lambda r=r: read_stored(r)) for r in stream.records(None)] == part
     with pytest.raises(ValueError, match=r"no test-\*\.parquet at .*, where there are train-00000\.parquet, train-"):
         open_source("parquet", shards, "test")
-    with pytest.raises(
-        ValueError, match=r"no train-\*\.parquet at .*, where there are validation-00000\.parquet: name"
-    ):
-        open_source("parquet", shards / "val*", "train")
     odd = tmp_path / "folder [1]" / "part-7.parquet"  # neither a pattern nor a split
     odd.parent.mkdir()
     odd.write_bytes((shards / "train-00000.parquet").read_bytes())
@@ -218,17 +196,13 @@ def test_a_stream_is_shuffled_by_seed_and_epoch(shards: Path) -> None:
         streamed("parquet", shards, "train", shuffle_buffer=0)
 
 
-def test_options_that_do_not_belong_together(folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"kind: expected one of \['corpus', 'folder', 'dataset', 'parquet'\], got 'zip'"
-    ):
-        open_source("zip", folder, "train")
-    with pytest.raises(ValueError, match=r"streaming is for kind 'dataset' and 'parquet', got kind 'folder'"):
-        open_source("folder", folder, "train", streaming=True)
-    with pytest.raises(
-        ValueError, match=r"revision and name are for kind 'dataset', got revision=None and name='en' wi"
-    ):
-        open_source("parquet", folder, "train", name="en")
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("zip", {}), ("folder", {"streaming": True}), ("parquet", {"name": "en"}), ("folder", {"repeat": {"a": 2}})],
+)
+def test_options_that_do_not_belong_together(folder: Path, kind: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options), 'kind')}.*'{kind}'"):
+        open_source(kind, folder, "train", **options)
 
 
 # --- order
@@ -333,9 +307,7 @@ def test_nothing_but_the_seed_changes_the_order(source: Any) -> None:
 
 def test_broken_pictures_are_told_and_replaced_by_the_next(numbered: FolderSource, stream: ImageStream) -> None:
     for workers in (0, 1):
-        batch = next(
-            training_batches(numbered, CROP, PROCESSOR, batch_size=8, seed=0, num_workers=workers)
-        )  # an epoch
+        batch = next(training_batches(numbered, CROP, PROCESSOR, batch_size=8, seed=0, num_workers=workers))
         assert sorted(batch.unreadable) == list(BROKEN.items())
         assert sorted(batch.ids) == [f"{name}.png@0" for name in "acceegghh" if name != "h"] + ["h.png@0"]
         batch = next(training_batches(stream, CROP, PROCESSOR, batch_size=9, seed=0, num_workers=workers))
@@ -394,19 +366,12 @@ def test_dropped_iterators_leave_no_workers(numbered: FolderSource) -> None:
     assert set(multiprocessing.active_children()) == before
 
 
-def test_numbers_out_of_range(numbered: FolderSource) -> None:
-    for name, value, lowest in (
-        ("batch_size", 0, 1),
-        ("start", -1, 0),
-        ("world_size", 0, 1),
-        ("num_workers", -1, 0),
-    ):
-        with pytest.raises(ValueError, match=f"{name}: expected at least {lowest}, got {value}"):
-            training_batches(numbered, CROP, PROCESSOR, **{"batch_size": 2, "seed": 0, name: value})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="world_size: expected at least 3, got 2"):
-        training_batches(numbered, CROP, PROCESSOR, batch_size=2, seed=0, rank=2, world_size=2)
-    with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
-        next(validation_batches(numbered, 16, PROCESSOR, count=0, batch_size=2))
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 0), ("start", -1), ("world_size", 0), ("num_workers", -1), ("rank", 1)]
+)
+def test_numbers_out_of_range(numbered: FolderSource, name: str, value: int) -> None:
+    with pytest.raises(ValueError, match="world_size: " if name == "rank" else f"{name}: .*{value}"):
+        training_batches(numbered, CROP, PROCESSOR, **{"batch_size": 2, "seed": 0, name: value})  # type: ignore[arg-type]
 
 
 def validated(source: Any, **options: Any) -> list[Batch]:
@@ -459,9 +424,7 @@ def test_each_image_is_listed_and_counted_once(tmp_path: Path, caplog: pytest.Lo
             images.add(some(1, 3), seen=16)
     assert path.read_text().splitlines()[0] == '{"name": "1.png", "reason": "empty file"}'
     assert listed(path) == ["1.png", "2.png", "3.png"]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{number}.png cannot be read: empty file" for number in (1, 2, 3)
-    ]
+    assert len(caplog.records) == 3 and "1.png cannot be read: empty file" in caplog.text
     assert images.state_dict() == {"seen": 80, "reasons": dict(some(1, 3))}
     path.write_bytes(path.read_bytes()[:-5])  # a kill cut the last row short
     again = UnreadableImages(path, 0.0)
