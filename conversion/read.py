@@ -1,4 +1,4 @@
-"""Foreign checkpoint files, read so that nothing in them runs and a small file cannot ask for much memory."""
+"""Foreign checkpoint files, read so that nothing in them runs."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conversion.pickles import LEGACY, Inert, check_legacy, check_zip, stand_ins
+from conversion.pickles import LEGACY, Inert, load
 from conversion.plan import CheckpointError
 from lgq_hf.files import file_sha256
 
@@ -48,10 +48,7 @@ def _read_file(file: Path) -> Any:
         raise CheckpointError(
             "it is a pickle of torch.save under the name .safetensors; if you expected one, rename it"
         )
-    zipped = head.startswith(b"PK")
-    (check_zip if zipped else check_legacy)(file)
-    with stand_ins():
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    return load(file)
 
 
 def _content(file: Path) -> dict[str, Any]:

@@ -1,9 +1,7 @@
-"""Pickles that want to run something, or memory: refused before torch reads them."""
+"""Pickles: other programs' objects become inert, and what wants to run something is refused."""
 
 import argparse
-import codecs
 import collections
-import copy
 import os
 import pathlib
 import pickle
@@ -11,7 +9,6 @@ import re
 import struct
 import sys
 import typing
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -34,11 +31,10 @@ from tests.conversion.pickled import (
 )
 
 FAKED = [
-    name
-    for name in pickles._STAND_INS
-    if re.match(r"(pytorch_)?lightning|omegaconf|pathlib\._local|numpy\.core", name)
-    for name in pickles._STAND_INS
-    if re.match(r"(pytorch_)?lightning|omegaconf|pathlib\._local|numpy\.core", name)
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "omegaconf.listconfig.ListConfig",
+    "numpy.core.multiarray.scalar",
+    "lightning_fabric.utilities.data.AttributeDict",
 ]
 
 
@@ -78,20 +74,6 @@ def test_stand_ins_survive_every_way_of_pickling(name: str, file: Path) -> None:
     first, second, third = content["keys"]
     assert first is content["class"] and is_inert(second) and third == (first,)
     assert is_inert(content["list"][0]) and content["list"][1] is first
-
-
-def test_stand_ins_survive_states_of_every_kind(file: Path) -> None:
-    name = "pytorch_lightning.callbacks.early_stopping.EarlyStopping"
-    for state in ({"a": 1}, (None, {"a": 1}), ({"a": 1}, {"b": 2}), [1], 7, "text", ({"__class__": "x"}, None)):
-        with pytest.MonkeyPatch.context() as patch:
-            made = fake(patch, name, object, __getstate__=lambda self, state=state: state)
-            torch.save({"a": made()}, file)
-        assert is_inert(read_weights([file])["a"])
-    with pytest.MonkeyPatch.context() as patch:
-        slotted = fake(patch, name, object, __slots__=("a",))()
-        slotted.a = 1
-        torch.save({"a": slotted}, file)
-    assert is_inert(read_weights([file])["a"])
 
 
 def test_two_callbacks_are_two_keys(file: Path) -> None:
@@ -144,7 +126,7 @@ def test_what_others_allowed_does_not_count_and_stays(file: Path) -> None:
     torch.save({"a": pathlib.PurePath("a"), "b": Call(print, "ran")}, file)
     with torch.serialization.safe_globals([print, (pathlib.PurePosixPath, "pathlib.PurePosixPath")]):
         before = set(torch.serialization.get_safe_globals())
-        refused(file, "builtins.print")
+        refused(file, "run print|builtins.print")
         torch.save({"a": pathlib.PurePosixPath("a")}, file)
         assert is_inert(read_weights([file])["a"])
         assert set(torch.serialization.get_safe_globals()) == before
@@ -168,7 +150,7 @@ def test_nested_eval_does_not_run(file: Path, tmp_path: Path, options: dict) -> 
     marker = tmp_path / "ran"
     content = {"a": [{"b": (1, Call(eval, f"open({str(marker)!r}, 'w').close()"))}], "c": Call(os.getcwd)}
     torch.save(content, file, **options)
-    refused(file, r"builtins\.eval, (posix|nt)\.getcwd")
+    refused(file, r"run (builtins\.)?eval")
     assert not marker.exists()
 
 
@@ -192,9 +174,6 @@ def test_unknown_classes_are_named(file: Path) -> None:
 def test_other_pickles(file: Path) -> None:
     file.write_bytes(pickle.dumps({"a": Call(os.getcwd)}))
     refused(file, "pickle that torch.save did not write")
-    torch.save(WEIGHTS, file, pickle_protocol=4)
-    with warnings.catch_warnings(action="error"):
-        refused(file, "instruction")
 
 
 def test_torchscript_is_refused(file: Path) -> None:
@@ -202,177 +181,17 @@ def test_torchscript_is_refused(file: Path) -> None:
     refused(file, "TorchScript program")
 
 
-# ---- files that want memory
-
-
-def test_zip_bomb(file: Path) -> None:
-    pickled = pickle_of({"a": torch.empty(2**20)})
-    write_zip(file, pickled, compression=zipfile.ZIP_DEFLATED)
-    zeros = bytes(2**24)
-    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        with archive.open("archive/data/0", "w") as record:
-            for _ in range(64):
-                record.write(zeros)
-    assert file.stat().st_size < 2**21
+def test_compressed_archives_are_refused(file: Path) -> None:
+    write_zip(file, pickle_of({"a": torch.ones(4)}), {"data/0": bytes(16)}, zipfile.ZIP_DEFLATED)
     refused(file, "compressed")
 
 
-def test_bomb_in_the_pickle(file: Path) -> None:
-    write_zip(file, b"\x80\x02" + b"}" * 10**7 + b".", compression=zipfile.ZIP_DEFLATED)
-    refused(file, "compressed")
-
-
-def test_long_pickles(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickles, "MAX_PICKLE", 1000)
-    for options in ({}, LEGACY):
-        torch.save({"a": list(range(2000))}, file, **options)
-        refused(file, "longer than 1000")
-    monkeypatch.setattr(pickles, "_Walk", None)  # a zip file says it beforehand
-    torch.save({"a": list(range(2000))}, file)
-    refused(file, "longer than 1000")
-
-
-def test_overlapping_entries(file: Path) -> None:
-    write_zip(file, pickle_of({}), {"data/0": bytes(10_000)})
-    with zipfile.ZipFile(file, "a") as archive:
-        entry = archive.getinfo("archive/data/0")
-        for index in range(1, 200):
-            other = copy.copy(entry)
-            other.filename = f"archive/data/{index}"
-            archive.filelist.append(other)
-        archive.writestr("archive/end", "")
-    refused(file, "overlap")
-
-
-def test_encrypted_entries(file: Path) -> None:
-    torch.save(WEIGHTS, file)
-    raw = bytearray(file.read_bytes())
-    raw[raw.index(b"PK\x01\x02") + 8] |= 1
-    file.write_bytes(raw)
-    refused(file, "encrypted")
-
-
-@pytest.mark.parametrize("name", ["archive/data.pkl", "archive/DATA.PKL"])
-def test_entries_of_the_same_name(file: Path, name: str) -> None:
-    write_zip(file, pickle_of({"a": 1}))
-    with zipfile.ZipFile(file, "a") as archive, warnings.catch_warnings(action="ignore"):
-        archive.writestr(name, pickle_of({"a": 2}))
-    refused(file, "same name")
-
-
-def declare(raw: bytes, numbers: int) -> bytes:
-    """The same file, whose storage of 77 numbers says that it has more."""
-    assert raw.count(b"K\x4d") == 2  # in the storage and in the tensor's shape
-    start = raw.index(b"K\x4d")
-    return raw[:start] + pickle.dumps(numbers, 2)[2:-1] + raw[start + 2 :]
-
-
-@pytest.mark.parametrize("numbers", [78, 2**24, 2**31 - 1, 2**40, 2**70])
-def test_storages_that_are_not_there(file: Path, numbers: int) -> None:
-    content = {"a": torch.ones(77)}
-    torch.save(content, file, **LEGACY)
-    file.write_bytes(declare(file.read_bytes(), numbers))
-    refused(file, f"declares {4 * numbers + 8} bytes of tensors and has 316")
-    write_zip(file, declare(pickle_of(content), numbers), {"data/0": bytes(308)})
-    refused(file, f"declares {4 * numbers} bytes of storage")
-    write_zip(file, pickle_of(content))
-    refused(file, "declares 308 bytes of storage '0' and does not have them")
-    write_zip(file, pickle_of(content), {"data/0": bytes(308)})
-    assert read_weights([file])["a"].shape == (77,)
-
-
-def test_storages_declared_twice(file: Path) -> None:
-    pickled = pickle_of({"a": torch.ones(77), "b": torch.ones(78)})
-    write_zip(file, pickled.replace(b"X\x01\x00\x00\x001", b"X\x01\x00\x00\x000"), {"data/0": bytes(400)})
-    refused(file, "declares storage '0' twice")
-
-
-@pytest.mark.parametrize("numbers", [b"J\xff\xff\xff\xffN", b"G" + bytes(8) + b"N", b"K\x4d(h\x00K\x00K\x01t"])
-def test_storages_of_another_form(file: Path, numbers: bytes) -> None:
-    torch.save({"a": torch.ones(77)}, file, **LEGACY)
-    raw = file.read_bytes()
-    assert raw.count(b"K\x4dN") == 1
-    file.write_bytes(raw.replace(b"K\x4dN", numbers))
-    refused(file, "declares a storage in a way")
-
-
-def test_legacy_storage_of_another_size_in_the_data(file: Path) -> None:
+def test_storages_that_are_not_there(file: Path) -> None:
+    write_zip(file, pickle_of({"a": torch.ones(77)}))
+    refused(file, "damaged")
     torch.save({"a": torch.ones(77)}, file, **LEGACY)
     raw = bytearray(file.read_bytes())
     assert struct.unpack("<q", raw[-316:-308]) == (77,)
     raw[-316:-308] = struct.pack("<q", 2**40)
     file.write_bytes(raw)
     refused(file, "damaged")
-
-
-def test_legacy_storages_that_nobody_fills(file: Path) -> None:
-    torch.save({"a": torch.ones(77)}, file, **LEGACY)
-    raw = file.read_bytes()
-    tail = raw.rindex(b"\x80\x02]")  # the list of keys
-    file.write_bytes(raw[:tail] + pickle.dumps([], 2) + bytes(400))
-    refused(file, "does not match")
-
-
-def rebuilt(*arguments: object) -> bytes:
-    """A pickle that makes a tensor of a storage of 77 numbers with these arguments."""
-    raw = pickle_of({"a": torch.ones(77)})
-    start, end = raw.index(b"QK\x00") + 1, raw.index(b"\x89")
-    return raw[:start] + b"".join(pickle.dumps(value, 2)[2:-1] for value in arguments) + raw[end:]
-
-
-@pytest.mark.parametrize(
-    ("offset", "size", "stride"),
-    [
-        (1, (77,), (1,)),
-        (0, (2**33,), (1,)),
-        (0, (78,), (1,)),
-        (0, (2, 77), (1, 1)),
-        (77, (1,), (1,)),
-        (5, (2,), (-1,)),
-        (-1, (1,), (1,)),
-    ],
-)
-@pytest.mark.parametrize("legacy", [False, True])
-def test_tensors_beyond_their_storage(file: Path, legacy: bool, offset: int, size: tuple, stride: tuple) -> None:
-    write_rebuilt(file, legacy, offset, size, stride)
-    refused(file, "reaches beyond its storage")
-
-
-def test_tensors_within_their_storage(file: Path) -> None:
-    for legacy in (False, True):
-        for arguments in [(7, (70,), (1,)), (0, (7, 11), (1, 7)), (76, (5,), (0,)), (0, (0, 9), (9, 1))]:
-            write_rebuilt(file, legacy, *arguments)
-            assert read_weights([file])["a"].shape == arguments[1]
-
-
-def write_rebuilt(path: Path, legacy: bool, *arguments: object) -> None:
-    if not legacy:
-        write_zip(path, rebuilt(*arguments), {"data/0": bytes(308)})
-        return
-    torch.save({"a": torch.ones(77)}, path, **LEGACY)
-    raw = path.read_bytes()
-    start, end = raw.index(b"QK\x00") + 1, raw.index(b"\x89")
-    path.write_bytes(raw[:start] + b"".join(pickle.dumps(value, 2)[2:-1] for value in arguments) + raw[end:])
-
-
-def test_tensors_changed_after_they_were_made(file: Path) -> None:
-    pickled = pickle_of({"a": torch.ones(77)})
-    assert pickled.endswith(b"s.")
-    state = pickle.dumps((1, (2**33,)), 2)[2:-1]
-    write_zip(file, pickled[:-2] + state + b"bs.", {"data/0": bytes(308)})
-    refused(file, "changes an object after making it")
-
-
-def test_calls_that_multiply_memory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"a": Call(bytearray, 2**40)}, file)
-    refused(file, r"builtins\.bytearray")
-    text = "c_codecs\nencode\n"
-    doubled = b"\x80\x02}X\x01\x00\x00\x00a" + text.encode() * 30 + b"X\x01\x00\x00\x00b"
-    write_zip(file, doubled + b"X\x03\x00\x00\x00hex\x86R" * 30 + b"s.")
-    refused(file, "encodes text otherwise")
-    torch.save({"a": Call(codecs.encode, "x", "utf-32")}, file)
-    refused(file, "encodes text otherwise")
-    monkeypatch.setattr(pickles, "MAX_PICKLE", 3000)
-    shared = "x" * 1000
-    torch.save({"a": [Call(codecs.encode, shared, "latin1") for _ in range(4)]}, file)
-    refused(file, "more bytes than it has")

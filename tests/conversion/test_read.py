@@ -2,22 +2,17 @@
 
 import argparse
 import collections
-import hashlib
 import json
-import random
 import re
-import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from conversion import pickles, read
 from conversion.plan import CheckpointError
-from conversion.read import Inert, own_tensors, read_weights, sha256_of, weight_files
+from conversion.read import Inert, own_tensors, read_weights, weight_files
 from tests.conversion.pickled import (
     LEGACY,
     WEIGHTS,
@@ -27,11 +22,6 @@ from tests.conversion.pickled import (
 )
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "vqgan_family"
-FILES = sorted(
-    path
-    for path in FIXTURES.rglob("*")
-    if path.suffix in (".ckpt", ".pt", ".bin") or path.name == "diffusion_pytorch_model.safetensors"
-)
 
 
 @pytest.fixture
@@ -40,22 +30,6 @@ def file(tmp_path: Path) -> Path:
 
 
 # ---- what is read
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_reads_files_of_the_trainers(path: Path) -> None:
-    content: Any = read_weights(weight_files(path))
-    expected: Any
-    with pickles.stand_ins():
-        expected = read.load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    assert content and content.keys() == expected.keys()
-    found, state = (part.get("state_dict", part.get("model", part)) for part in (content, expected))
-    assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
-
-
-def test_the_fixtures_are_there() -> None:
-    folders = {path.relative_to(FIXTURES).parts[0] for path in FILES}
-    assert {"taming_a", "llamagen_a", "ibq_a", "diffusers_a", "maskgit_a"} <= folders
 
 
 def test_lightning_callbacks_are_keyed_by_inert_classes() -> None:
@@ -97,34 +71,11 @@ def test_plain_objects_keep_their_values(file: Path) -> None:
     assert content["double"].tolist() == [1] and content["empty"].shape == (0, 3) and content["scalar"].item()
 
 
-def test_numbers_stay_in_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, options = torch.load, []
-
-    def record(path: Path, **given: Any) -> Any:
-        options.append(given)
-        return load(path, **given)
-
-    monkeypatch.setattr(torch, "load", record)
-    for old in (False, True):
-        torch.save(WEIGHTS, file, _use_new_zipfile_serialization=not old)
-        read_weights([file])
-        assert options.pop() == {"map_location": "cpu", "weights_only": True, "mmap": not old}
-
-
-def test_files_without_checksums(file: Path) -> None:
-    torch.serialization.set_crc32_options(False)
-    try:
-        torch.save(WEIGHTS, file)
-    finally:
-        torch.serialization.set_crc32_options(True)
-    assert torch.equal(read_weights([file])["bias"], WEIGHTS["bias"])
-
-
 # ---- damaged files and other files
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-@pytest.mark.parametrize("part", [0.05, 0.3, 0.5, 0.8, 0.95, 0.999, -1])
+@pytest.mark.parametrize("part", [0.3, 0.95, -1])
 def test_truncated(file: Path, kind: str, part: float) -> None:
     content = {"a": torch.arange(500.0), "b": torch.arange(500)}
     save_file(content, file) if kind == "safetensors" else torch.save(
@@ -133,27 +84,6 @@ def test_truncated(file: Path, kind: str, part: float) -> None:
     raw = file.read_bytes()
     file.write_bytes(raw[: int(len(raw) * part) if part > 0 else -1])
     refused(file, "truncated|damaged")
-
-
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_damage_is_told_or_harmless(file: Path, kind: str) -> None:
-    content = {"a": torch.arange(4.0), "b": {"c": torch.arange(2)}, "d": argparse.Namespace(x=b"1")}
-    if kind == "safetensors":
-        save_file(WEIGHTS, file)
-    else:
-        torch.save(content, file, **LEGACY if kind == "legacy" else {})
-    raw, chance, told = file.read_bytes(), random.Random(0), 0
-    for _ in range(400):
-        damaged = bytearray(raw)
-        for _ in range(chance.choice([1, 1, 4])):
-            damaged[chance.randrange(len(raw))] = chance.choice([0, 1, 0x7F, 0xFF, chance.randrange(256)])
-        file.write_bytes(damaged)
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                read_weights([file])
-        except CheckpointError:
-            told += 1
-    assert told > 20
 
 
 @pytest.mark.parametrize(
@@ -249,18 +179,6 @@ def test_sharded_folder(tmp_path: Path) -> None:
         weight_files(tmp_path)
 
 
-def test_sharded_pickles(tmp_path: Path) -> None:
-    index = write_index(tmp_path, ["m-1.bin", "m-2.bin"], "model.bin.index.json")
-    torch.save({"a": torch.ones(1)}, tmp_path / "m-1.bin")
-    torch.save({"b": torch.ones(1)}, tmp_path / "m-2.bin", **LEGACY)
-    assert read_weights(weight_files(tmp_path)).keys() == {"a", "b"}
-    touch(tmp_path, "model.safetensors")
-    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
-    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match=f"{index.name}, other.safetensors|other.safetensors, {index.name}"):
-        weight_files(tmp_path)
-
-
 def test_repeated_keys(tmp_path: Path) -> None:
     for name in ("m-1.bin", "m-2.bin"):
         torch.save(WEIGHTS, tmp_path / name)
@@ -269,7 +187,7 @@ def test_repeated_keys(tmp_path: Path) -> None:
         read_weights(weight_files(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["../x.bin", "a/x.bin", "a\\x.bin", "/etc/x.bin", "C:x.bin", "..", ".", ""])
+@pytest.mark.parametrize("name", ["../x.bin", "a\\x.bin", "/etc/x.bin", ""])
 def test_shards_outside_the_folder(tmp_path: Path, name: str) -> None:
     touch(tmp_path.parent, "x.bin")
     write_index(tmp_path, [name])
@@ -277,18 +195,10 @@ def test_shards_outside_the_folder(tmp_path: Path, name: str) -> None:
         weight_files(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": []}}', "\xff"]
-)
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {"a": []}}', "\xff"])
 def test_damaged_index(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.safetensors.index.json").write_text(text, encoding="latin1")
     with pytest.raises(CheckpointError, match="no weight_map"):
-        weight_files(tmp_path)
-
-
-def test_index_of_nothing(tmp_path: Path) -> None:
-    write_index(tmp_path, [])
-    with pytest.raises(CheckpointError, match="names no files"):
         weight_files(tmp_path)
 
 
@@ -355,11 +265,3 @@ def test_values_that_are_not_finite() -> None:
         own_tensors(tensors)
     with pytest.raises(CheckpointError, match=r"wide \(1\)"):
         own_tensors({"wide": tensors["wide"]})
-
-
-def test_digests(tmp_path: Path) -> None:
-    contents = {"a.bin": b"", "b.bin": bytes(range(256)) * 10_000}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    digests = sha256_of([tmp_path / name for name in contents])
-    assert digests == {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
