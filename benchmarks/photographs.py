@@ -28,7 +28,7 @@ def folder() -> Path:
         import skimage.data
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "sample photographs come with scikit-image: pip install 'lgq_hf[samples]'"
+            "sample photographs come with scikit-image: pip install '.[samples]' in a checkout of lgq_hf"
         ) from error
     return Path(skimage.data.__file__).parent
 

@@ -77,7 +77,9 @@ def _safe_load(text: str) -> Any:
     try:
         yaml = importlib.import_module("yaml")
     except ModuleNotFoundError as error:
-        raise CheckpointError("reading a YAML configuration needs pyyaml: pip install 'lgq_hf[convert]'") from error
+        raise CheckpointError(
+            "reading a YAML configuration needs pyyaml: pip install '.[convert]' in a checkout of lgq_hf"
+        ) from error
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -111,7 +111,7 @@ def use(folder: Path, python: Path) -> None:
     assert list((folder / "decoded").glob("*.png"))
     for extra, arguments in WITHOUT_EXTRAS.items():
         said = run(lgq, *(one.format(pictures) for one in arguments), folder=folder, expected=2)
-        assert f"lgq-hf[{extra}]" in said or f"lgq_hf[{extra}]" in said, f"no word of the extra {extra}: {said}"
+        assert f"'.[{extra}]'" in said, f"no word of the extra {extra}: {said}"
         assert "Traceback" not in said, said
 
 

@@ -218,7 +218,9 @@ def check_tracker(name: str) -> None:
         ModuleNotFoundError: naming the extra that installs it.
     """
     if name != "none" and importlib.util.find_spec(_PACKAGES[name]) is None:
-        raise ModuleNotFoundError(f"report.tracker={name} needs its package: pip install 'lgq_hf[{name}]'")
+        raise ModuleNotFoundError(
+            f"report.tracker={name} needs its package: pip install '.[{name}]' in a checkout of lgq_hf"
+        )
 
 
 class Clock:

@@ -71,7 +71,7 @@ class Report:
     """What a run writes besides, and where its result goes.
 
     Attributes:
-        tracker: needs its package: `lgq_hf[tensorboard]`, `lgq_hf[trackio]`.
+        tracker: needs its package: the extra `tensorboard` or `trackio`.
         license: of the weights, for the card: an identifier of the Hub's, such as `"mit"`; needed to publish.
         push_to_hub: repository, `"org/name"`, that the final folder is published in; the Hub is asked for it, and for
             the right to write there, before the first step.

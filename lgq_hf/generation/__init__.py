@@ -1,7 +1,7 @@
 """Generators that consume tokens: a masked transformer, an autoregressive Llama, and their pipelines.
 
-`LGQMaskedPipeline` and `LGQAutoregressivePipeline` need diffusers (`pip install 'lgq_hf[generate]'`) and are imported
-when they are first used; the networks need transformers alone.
+`LGQMaskedPipeline` and `LGQAutoregressivePipeline` need diffusers (the extra `generate`) and are imported when
+they are first used; the networks need transformers alone.
 """
 
 import importlib
@@ -35,7 +35,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "diffusers":
             raise
-        raise ModuleNotFoundError(f"{name} needs the package diffusers: pip install 'lgq_hf[generate]'") from error
+        raise ModuleNotFoundError(
+            f"{name} needs the package diffusers: pip install '.[generate]' in a checkout of lgq_hf"
+        ) from error
     return getattr(module, name)
 
 

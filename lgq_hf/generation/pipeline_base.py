@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "diffusers":
         raise
-    hint = "pipelines need the package diffusers, which is not installed: pip install 'lgq_hf[generate]'"
+    hint = "pipelines need the package diffusers, which is missing: pip install '.[generate]' in a checkout of lgq_hf"
     raise ModuleNotFoundError(hint, name="diffusers") from error
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError

@@ -146,7 +146,8 @@ def import_datasets() -> Any:
         import datasets  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "datasets and parquet files are read by the package datasets: pip install 'lgq_hf[tokenize]'"
+            "datasets and parquet files are read by the package datasets: pip install '.[tokenize]' in a checkout of "
+            "lgq_hf"
         ) from error
     return datasets
 

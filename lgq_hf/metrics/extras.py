@@ -20,7 +20,8 @@ def import_extra(module: str, needed_for: str, extra: str = "metrics") -> Module
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        hint = f"{needed_for} needs the package {module}, which is not installed: pip install 'lgq_hf[{extra}]'"
+        install = f"pip install '.[{extra}]' in a checkout of lgq_hf"
+        hint = f"{needed_for} needs the package {module}, which is not installed: {install}"
         raise ModuleNotFoundError(hint, name=module) from error
 
 

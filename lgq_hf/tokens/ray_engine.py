@@ -41,7 +41,9 @@ def tokenize_with_ray(
         import ray
         import ray.util
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the engine 'ray' is the package ray: pip install 'lgq_hf[ray]'") from error
+        raise ModuleNotFoundError(
+            "the engine 'ray' is the package ray: pip install '.[ray]' in a checkout of lgq_hf"
+        ) from error
     if workers < 1 or cpus_per_worker < 0 or gpus_per_worker < 0:
         given = f"{workers=}, {cpus_per_worker=}, {gpus_per_worker=}"
         raise ValueError(f"expected at least one worker, and no negative share of a machine, got {given}")

@@ -132,4 +132,4 @@ def test_by_ray_without_it(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     result = lgq("tokenize", folder, "-o", tmp_path / "tokens", "--size", 64, "--engine", "ray")
-    assert result.status == 2 and "pip install 'lgq_hf[ray]'" in result.err
+    assert result.status == 2 and "pip install '.[ray]' in a checkout of lgq_hf" in result.err

@@ -22,7 +22,7 @@ from PIL import Image
 
 from lgq_hf import LGQConfig, default_checkpoint
 
-pytest.importorskip("gradio", reason="needs gradio: pip install 'lgq_hf[demo]'")
+pytest.importorskip("gradio", reason="needs gradio: pip install '.[demo]' in a checkout of lgq_hf")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 CODES = LGQConfig.from_pretrained(default_checkpoint()).codebook_size  # K
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -82,7 +82,7 @@ def test_ssim_refuses_pictures_smaller_than_its_window() -> None:
 
 def test_ssim_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
-    with pytest.raises(ModuleNotFoundError, match=r"ssim needs .* pytorch_msssim, .*pip install 'lgq_hf\[metrics\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"ssim needs .* pytorch_msssim, .*pip install '\.\[metrics\]'"):
         ssim(GOOD, GOOD)
 
 
