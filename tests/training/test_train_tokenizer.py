@@ -1,13 +1,9 @@
 """The trainer, run for real: killed at any moment, resumed, shared by processes, and compared bit for bit."""
 
-import contextlib
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -349,38 +345,6 @@ def test_an_autoencoder_learns_without_its_codes_and_gets_them_in_the_next_run(
 def test_what_does_not_go_with_latents_that_change(recipe: Path, change: list[str], message: str) -> None:
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         main(["--config", str(recipe), *change])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent ended")
-def test_sigterm_to_the_launcher_alone_writes_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m"]
-    command += ["training.train_tokenizer", "--config", str(recipe), "max_steps=4000"]
-    command += ["report.checkpoint_every=10000", "validation.every=10000", "data.num_workers=1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 200
-        while not ((run / "training.csv").exists() and len(read_csv(run / "training.csv")) > 1):
-            assert launcher.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        os.kill(launcher.pid, signal.SIGTERM)
-        while newest_checkpoint(run)[0] is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        launcher.wait(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # nothing is left, as it should be
-            os.killpg(launcher.pid, signal.SIGKILL)
-    assert newest_checkpoint(run)[1] < 4000
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
