@@ -148,10 +148,13 @@ def table(result: dict[str, Any]) -> str:
 def render(page: str, result: dict[str, Any]) -> str:
     """The page with the text between its markers replaced."""
     found = re.subn(
-        r"(<!-- parity -->\n).*?(<!-- /parity -->)", lambda m: f"{m[1]}{table(result)}\n{m[2]}", page, flags=re.DOTALL
+        r"(<!-- rendered: parity -->\n).*?(<!-- end -->)",
+        lambda m: f"{m[1]}{table(result)}\n{m[2]}",
+        page,
+        flags=re.DOTALL,
     )
     if found[1] != 1:
-        raise ValueError(f"expected one part <!-- parity --> ... <!-- /parity -->, found {found[1]}")
+        raise ValueError(f"expected one part <!-- rendered: parity --> ... <!-- end -->, found {found[1]}")
     return found[0]
 
 

@@ -58,9 +58,8 @@ def test_a_quick_run_gives_figures_and_a_table(words: list[str], tmp_path: Path)
     assert {"commit", "versions", "hardware", "protocol", "seed", "load_average"} <= result.keys()
     assert (result["commit"], result["seed"]) == ("0123456789abcdef", 5)
     (tmp_path / f"{words[0]}_cpu.json").write_text(json.dumps(result))
-    marker = "assignment:cpu" if words == ["assignment"] else f"rendered: {words[0]}"
-    end = "/assignment:cpu" if words == ["assignment"] else "end"
-    text = tables.render(f"<!-- {marker} --><!-- {end} -->", tmp_path)
+    marker = "assignment:cpu" if words == ["assignment"] else words[0]
+    text = tables.render(f"<!-- rendered: {marker} --><!-- end -->", tmp_path)
     assert "seed 5." in text and text.count("|") > 30
 
 
@@ -347,14 +346,14 @@ def test_a_target_that_is_missed_and_a_gpu_without_targets(h100: dict[str, Any])
 
 
 def test_text_between_markers_is_replaced(tmp_path: Path, h100: dict[str, Any]) -> None:
-    text = "# Kernels\n<!-- assignment:cuda -->old<!-- /assignment:cuda -->\nend\n"
+    text = "# Kernels\n<!-- rendered: assignment:cuda -->old<!-- end -->\nend\n"
     rendered = tables.render(text, tmp_path)
     assert "old" not in rendered and rendered.startswith("# Kernels\n") and rendered.endswith("-->\nend\n")
     assert "not measured on a GPU yet" in rendered
     (tmp_path / "assignment_cuda_nvidia-h100.json").write_text(json.dumps(h100))
     again = tables.render(rendered, tmp_path)
     assert tables.assignment_table(h100) in again and tables.render(again, tmp_path) == again
-    for broken in ("no markers", "<!-- assignment:cpu -->", "<!-- /assignment:cpu -->", "<!-- rendered: tokenize -->"):
+    for broken in ("no markers", "<!-- end -->", "<!-- rendered: tokenize -->"):
         with pytest.raises(ValueError, match="marker|expected|without"):
             tables.render(broken, tmp_path)
 

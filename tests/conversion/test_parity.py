@@ -27,5 +27,5 @@ def test_every_format_was_measured_and_passes() -> None:
 
 
 def test_a_page_without_markers_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected one part <!-- parity -->"):
+    with pytest.raises(ValueError, match="expected one part <!-- rendered: parity -->"):
         render("nothing here", json.loads(RESULT.read_text()))

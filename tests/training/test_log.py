@@ -110,7 +110,7 @@ def test_a_tracker_that_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -
     check_tracker(name)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     check_tracker("none")
-    with pytest.raises(ModuleNotFoundError, match=rf"report.tracker={name} .* pip install 'lgq_hf\[{name}\]'"):
+    with pytest.raises(ModuleNotFoundError, match=rf"report.tracker={name} .* pip install '\.\[{name}\]'"):
         check_tracker(name)
 
 

@@ -9,7 +9,7 @@ from lgq_hf.tokens.engine import Job, tokenize
 from lgq_hf.tokens.manifest import verify
 from lgq_hf.tokens.ray_engine import tokenize_with_ray
 
-ray = pytest.importorskip("ray", reason="pip install 'lgq_hf[ray]'")
+ray = pytest.importorskip("ray", reason="pip install '.[ray]' in a checkout of lgq_hf")
 
 
 @pytest.fixture
@@ -47,5 +47,5 @@ def test_what_is_refused(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="workers=0"):
         tokenize_with_ray(job(), workers=0)
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError, match=r"lgq_hf\[ray\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"\.\[ray\]"):
         tokenize_with_ray(job())
